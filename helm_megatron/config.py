@@ -1,0 +1,51 @@
+"""The settings of a HELM model that Megatron's `TransformerConfig` has no field for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron.core.transformer import TransformerConfig
+
+
+@dataclass(frozen=True)
+class HelmConfig:
+    """Hyperbolic settings; travels with Megatron's config as its attribute `helm`.
+
+    A curvature c > 0 names the hyperboloid -x_t^2 + |x_s|^2 = -c, of sectional curvature -1/c.
+    """
+
+    geometry: Literal["lorentz", "euclidean"] = "lorentz"
+    # Of the hidden activations, of the token embeddings, and of the input of the logits.
+    curvature: float = 1.0
+    embedding_curvature: float = 1.0
+    output_curvature: float = 1.0
+    # Whether Lorentz linears carry a bias; Megatron's `add_bias_linear` stays off, because its
+    # mixture-of-experts layers refuse it.
+    linear_bias: bool = True
+    # Scale of the residual sum in units of sqrt(hidden_size + 1). HELM-D: 4, HELM-MiCE: 1.
+    residual_scale: float = 1.0
+    learn_residual_scale: bool = False
+    embedding: Literal["euclidean", "lorentz"] = "euclidean"
+    mice_combine: Literal["centroid", "reference"] = "centroid"
+    mice_routing: Literal["megatron", "reference"] = "megatron"
+    # Curvatures of the first and of the last expert; those between are spaced evenly by index.
+    mice_curvature_init: tuple[float, float] = (1.0, 1.0)
+    mice_learn_curvature: bool = True
+
+    def expert_curvature(self, index: int, num_experts: int) -> float:
+        """Initial curvature of the expert with the given global index."""
+        low, high = self.mice_curvature_init
+        return low + (high - low) * index / max(num_experts - 1, 1)
+
+
+def attach(config: TransformerConfig, helm: HelmConfig) -> TransformerConfig:
+    """Give Megatron's config the hyperbolic settings and return it."""
+    config.helm = helm
+    return config
+
+
+def ambient_residual_scale(config: TransformerConfig) -> float:
+    """The factor of the residual sum: `residual_scale` times sqrt of the ambient width."""
+    return config.helm.residual_scale * math.sqrt(config.hidden_size + 1)

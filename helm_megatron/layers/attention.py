@@ -1,0 +1,216 @@
+"""Attention cores: Lorentz attention as dot-product attention on augmented heads, and its twin.
+
+The scores of Lorentz attention, (2c + 2<q,k>) / tau, are up to a constant a dot product of
+q' = (2/tau) (-q_t, q_s) and k' = (k_t, k_s), and the centroid needs only sum_j p_j (v_t, v_s). So any
+dot-product kernel computes it exactly, in memory linear in the sequence, followed by one
+normalization per head.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core import tensor_parallel
+from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.module import MegatronModule
+from torch import Tensor
+
+from helm_megatron.geometry import lorentz
+from helm_megatron.geometry.lorentz import Scalar, at_least_fp32
+from helm_megatron.layers.parallel import filled_parameter
+
+# Clamp of |<m,m>| in the centroid, by precision of the computation, as in the released code.
+_CENTROID_EPS = {torch.float32: 1e-6, torch.float64: 1e-8}
+
+
+def split_time(time: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """Carry an fp32 time `[.., 1]` in dtype: itself if that is wide enough, else high and low part.
+
+    One bf16 lane would lose the whole of q_t k_t - q_s.k_s at moderate radii.
+    """
+    high = time.to(dtype)
+    if torch.finfo(dtype).bits >= 32:
+        return [high]
+    return [high, (time - high.to(time.dtype)).to(dtype)]
+
+
+def augment_query(q: Tensor, tau: Tensor, c: Scalar) -> Tensor:
+    """(2/tau) (-q_t, q_s) of q `[.., d]`, with the lanes that go with `augment_key`.
+
+    The time is taken of the scaled and rounded space part, so the query lies on its hyperboloid
+    of curvature c (2/tau)^2 exactly.
+    """
+    factor = 2 / at_least_fp32(tau)
+    scaled = (at_least_fp32(q) * factor).to(q.dtype)
+    lanes = split_time(lorentz.time(scaled, c * factor * factor), q.dtype)
+    if len(lanes) == 1:
+        return torch.cat([-lanes[0], scaled], dim=-1)
+    high, low = lanes
+    return torch.cat([-high, -high, -low, scaled], dim=-1)
+
+
+def augment_key(k: Tensor, c: Scalar) -> Tensor:
+    """(k_t, k_s) of k `[.., d]`; in low precision the time as (high, low, high)."""
+    lanes = split_time(lorentz.time(k, c), k.dtype)
+    return torch.cat([*lanes, lanes[0], k] if len(lanes) == 2 else [*lanes, k], dim=-1)
+
+
+def augment_value(v: Tensor, c: Scalar) -> Tensor:
+    """(v_t, v_s) of v `[.., d]`; in low precision the time as (high, low)."""
+    return torch.cat([*split_time(lorentz.time(v, c), v.dtype), v], dim=-1)
+
+
+def ambient_centroid(m: Tensor, d: int, c: Scalar) -> Tensor:
+    """Normalize sums of augmented values `[.., lanes + d]` to ambient points `[.., 1 + d]`."""
+    wide = at_least_fp32(m)
+    m_time = wide[..., :-d].sum(-1, keepdim=True)
+    space = lorentz.normalize(m_time, wide[..., -d:], c, eps=_CENTROID_EPS[wide.dtype])
+    return torch.cat([lorentz.time(space, c), space], dim=-1).to(m.dtype)
+
+
+class DotProductAttention(MegatronModule):
+    """Causal or masked dot-product attention through torch's fused kernels, O(s) memory.
+
+    Megatron's local core knows neither grouped queries nor key widths other than the value's. It
+    is the Euclidean model's core, and the kernel below the Lorentz one.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        k_channels: int | None = None,
+        v_channels: int | None = None,
+        cp_comm_type: str | None = None,
+        pg_collection: Any = None,
+    ) -> None:
+        super().__init__(config)
+        self.softmax_scale = softmax_scale or (k_channels or config.kv_channels) ** -0.5
+        self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: Any = None,
+    ) -> Tensor:
+        """q, k `[s, b, heads, d]`, v `[s, b, heads, e]` -> `[s, b, heads * e]`.
+
+        The mask `[b or 1, 1, s, s]` is True where attention is blocked and includes causality;
+        without one attention is causal.
+        """
+        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        width = max(q.shape[-1], v.shape[-1])
+        # Fused kernels want one width; zeros change nothing.
+        padded = [F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v)]
+        with _dropout_rng(self):
+            out = F.scaled_dot_product_attention(
+                *padded,
+                attn_mask=None if attention_mask is None else ~attention_mask,
+                dropout_p=self.dropout if self.training else 0.0,
+                is_causal=attention_mask is None,
+                scale=self.softmax_scale,
+                enable_gqa=q.shape[1] != k.shape[1],
+            )
+        return out[..., : v.shape[-1]].permute(2, 0, 1, 3).flatten(2)
+
+
+class LorentzAttention(MegatronModule):
+    """Core attention on the hyperboloid: q, k, v are space coordinates, the output ambient heads.
+
+    The temperature tau is learned; it starts at sqrt(heads * ambient key width), divided by the
+    factor by which Megatron's `softmax_scale` differs from 1/sqrt(key width) (YaRN). The score
+    bias of the released model is left out: the softmax cancels it.
+    """
+
+    kernel_class: type = DotProductAttention
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        k_channels: int | None = None,
+        v_channels: int | None = None,
+        cp_comm_type: str | None = None,
+        pg_collection: Any = None,
+    ) -> None:
+        super().__init__(config)
+        d = k_channels or config.kv_channels
+        self.v_channels = v_channels or config.kv_channels
+        self.tp_group = pg_collection.tp
+        tau = math.sqrt(config.num_attention_heads * (d + 1))
+        if softmax_scale is not None:
+            tau /= softmax_scale * math.sqrt(d)
+        self.temperature = filled_parameter(config, 1, tau)
+        lanes = 1 if torch.finfo(config.params_dtype).bits >= 32 else 3
+        self.kernel = self.kernel_class(
+            config,
+            layer_number,
+            attn_mask_type,
+            attention_type,
+            attention_dropout=attention_dropout,
+            softmax_scale=1.0,
+            k_channels=d + lanes,
+            v_channels=self.v_channels + min(lanes, 2),
+            cp_comm_type=cp_comm_type,
+            pg_collection=pg_collection,
+        )
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: Any = None,
+    ) -> Tensor:
+        """q, k `[s, b, heads, d]`, v `[s, b, heads, e]` -> `[s, b, heads * (1 + e)]`."""
+        c = self.config.helm.curvature
+        # Each rank sees its own heads only; the gradient of tau is the sum over all of them.
+        tau = copy_to_tensor_model_parallel_region(self.temperature, group=self.tp_group)
+        heads = query.shape[-2]
+        v = augment_value(value, c)
+        m = self.kernel(
+            augment_query(query, tau, c),
+            augment_key(key, c),
+            v,
+            attention_mask,
+            attn_mask_type=attn_mask_type,
+            packed_seq_params=packed_seq_params,
+        )
+        m = m.unflatten(-1, (heads, v.shape[-1]))
+        return ambient_centroid(m, value.shape[-1], c).flatten(-2)
+
+
+@functools.cache
+def lorentz_attention(kernel: type) -> type:
+    """LorentzAttention over a backend's core attention."""
+    return type(f"Lorentz{kernel.__name__}", (LorentzAttention,), {"kernel_class": kernel})
+
+
+def _dropout_rng(core: DotProductAttention) -> Any:
+    """Heads on different tensor-parallel ranks must draw different dropout masks."""
+    if core.dropout and core.training:
+        return tensor_parallel.get_cuda_rng_tracker().fork()
+    return contextlib.nullcontext()

@@ -1,0 +1,68 @@
+"""The end of a HELM model: final projection and norm, then logits of the ambient vector."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.module import MegatronModule
+from torch import Tensor
+
+from helm_megatron.geometry import lorentz
+
+
+class FinalProjectionNorm(MegatronModule):
+    """LorentzLinear hidden -> hidden, then LorentzRMSNorm to the output curvature.
+
+    It stands in the block's final layernorm slot. The projection is replicated: one matrix in
+    the whole model is not worth a collective.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        hidden_size: int,
+        eps: float,
+        linear: Any,
+        norm: Any,
+        **_: Any,
+    ) -> None:
+        super().__init__(config)
+        self.proj = linear(
+            hidden_size,
+            hidden_size,
+            config=config,
+            init_method=config.init_method,
+            bias=False,
+            skip_bias_add=False,
+            skip_weight_param_allocation=False,
+        )
+        self.norm = norm(config=config, hidden_size=hidden_size, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[s, b, hidden]` at the hidden curvature to `[s, b, hidden]` at the output curvature."""
+        y, _ = self.proj(x)
+        helm = self.config.helm
+        return lorentz.rescale(self.norm(y), helm.curvature, helm.output_curvature)
+
+
+def lorentz_output_layer(linear: type, euclidean: torch.nn.Module, config: TransformerConfig) -> Any:
+    """The vocabulary-parallel output layer built around the weight of Megatron's own.
+
+    `euclidean` is the output layer that GPTModel has made; its weight (None if it is tied to the
+    embedding) is taken over, so that the vocabulary matrix is never held twice.
+    """
+    layer = linear(
+        euclidean.input_size,
+        euclidean.output_size,
+        config=config,
+        init_method=config.init_method,
+        bias=None,
+        gather_output=euclidean.gather_output,
+        skip_weight_param_allocation=True,
+        tp_group=euclidean.tp_group,
+    )
+    layer.weight = euclidean.weight
+    layer.curvature = config.helm.output_curvature
+    return layer

@@ -1,0 +1,54 @@
+"""HELMModel: Megatron's GPTModel whose ends are Lorentz too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer import TransformerConfig
+
+from helm_megatron.layers.embedding import to_hidden_curvature
+from helm_megatron.layers.head import lorentz_output_layer
+from helm_megatron.specs import block_spec, leaves_of
+
+
+class HELMModel(GPTModel):
+    """A language model on the hyperboloid; GPTModel's arguments, forward and checkpoints.
+
+    The decoder's leaves come from the block spec; here the embedding brings its points to the hidden
+    curvature and the logits are taken of the ambient vector.
+    """
+
+    def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        if self.pre_process and config.helm.embedding == "lorentz":
+            self.embedding.register_forward_hook(to_hidden_curvature)
+        if self.post_process:
+            column = leaves_of(config).column
+            self.output_layer = lorentz_output_layer(column, self.output_layer, config)
+
+
+def build_model(
+    config: TransformerConfig,
+    vocab_size: int,
+    max_sequence_length: int,
+    pre_process: bool = True,
+    post_process: bool = True,
+    vp_stage: int | None = None,
+    **kwargs: Any,
+) -> GPTModel:
+    """The model of the config's geometry for this pipeline stage.
+
+    `vocab_size` is the padded one. Further keywords are GPTModel's (rotary settings, tying).
+    """
+    model = HELMModel if config.helm.geometry == "lorentz" else GPTModel
+    return model(
+        config=config,
+        transformer_layer_spec=block_spec(config, vp_stage=vp_stage),
+        vocab_size=vocab_size,
+        max_sequence_length=max_sequence_length,
+        pre_process=pre_process,
+        post_process=post_process,
+        vp_stage=vp_stage,
+        **kwargs,
+    )

@@ -1,0 +1,33 @@
+"""The curvature of one expert: positive by construction, initialized by its global index."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer import TransformerConfig
+from torch import Tensor
+from torch.nn import Parameter
+
+from helm_megatron.geometry.lorentz import at_least_fp32
+
+
+def inverse_softplus(c: float) -> float:
+    """The x with softplus(x) = c, for c > 0."""
+    return c + math.log(-math.expm1(-c))
+
+
+class ExpertCurvature(torch.nn.Module):
+    """c = softplus(raw), with raw `[1]` learned or fixed (`mice_learn_curvature`)."""
+
+    def __init__(self, config: TransformerConfig, index: int) -> None:
+        super().__init__()
+        value = inverse_softplus(config.helm.expert_curvature(index, config.num_moe_experts))
+        device = None if config.use_cpu_initialization else torch.cuda.current_device()
+        raw = torch.full((1,), value, dtype=config.params_dtype, device=device)
+        self.raw = Parameter(raw, requires_grad=config.helm.mice_learn_curvature)
+
+    def forward(self) -> Tensor:
+        """The curvature `[1]`, in at least fp32."""
+        return F.softplus(at_least_fp32(self.raw))

@@ -1,0 +1,82 @@
+"""The routed experts of a MiCE layer, each on its own hyperboloid."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.mlp import MLPSubmodules
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.moe.experts import SequentialMLP
+from torch import Tensor
+
+from helm_megatron.geometry import lorentz
+from helm_megatron.layers.mlp import LorentzMLP
+from helm_megatron.layers.parallel import mark_like
+from helm_megatron.moe.curvature import ExpertCurvature
+
+
+class MiceExpert(LorentzMLP):
+    """One expert: brought from L_c to L_{c_e}, gated feed-forward there, and back.
+
+    x' = x sqrt(c_e / c);  h = silu(W1 x') * (W3 x');  y = W2 h;  out = y sqrt(c / c_e), with time(x'),
+    time(h) and time(y) at c_e.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, submodules: MLPSubmodules, index: int, **kwargs: Any
+    ) -> None:
+        super().__init__(
+            config,
+            submodules,
+            is_expert=True,
+            ffn_hidden_size=config.moe_ffn_hidden_size,
+            **kwargs,
+        )
+        self.curvature = ExpertCurvature(config, index)
+        mark_like(self.curvature.raw, self.linear_fc1.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Points of L_c, `[tokens, hidden]`, to points of L_c; whole on every rank of the expert."""
+        c, c_e = self.config.helm.curvature, self.curvature()
+        # Up to fc1 each rank's gradient covers its own features only.
+        c_in = copy_to_tensor_model_parallel_region(c_e, group=self.tp_group)
+        gate, up = self.linear_fc1(lorentz.rescale(x, c, c_in), curvature=c_in)[0].chunk(2, dim=-1)
+        y, _ = self.linear_fc2(self.config.activation_func(gate) * up, curvature=c_e)
+        return lorentz.rescale(y, c_e, c)
+
+
+class MiceExperts(SequentialMLP):
+    """The experts of this rank; checkpoints name them by global index, as Megatron's do."""
+
+    def __init__(
+        self,
+        num_local_experts: int,
+        config: TransformerConfig,
+        submodules: MLPSubmodules,
+        pg_collection: ProcessGroupCollection | None = None,
+        name: str | None = None,
+    ) -> None:
+        # Megatron's MLP takes the width of fc2 from the config.
+        config = copy.copy(config)
+        config.ffn_hidden_size = config.moe_ffn_hidden_size
+        # Not SequentialMLP's constructor, which builds Megatron's own MLPs.
+        MegatronModule.__init__(self, config)
+        self.num_local_experts = num_local_experts
+        self.ep_group = pg_collection.ep
+        self.tp_group = pg_collection.expt_tp
+        self.dp_group = pg_collection.expt_dp
+        first = self.ep_group.rank() * num_local_experts
+        self.local_experts = torch.nn.ModuleList(
+            MiceExpert(config, submodules, first + i, tp_group=self.tp_group)
+            for i in range(num_local_experts)
+        )
+
+    def forward(self, tokens: Tensor, tokens_per_expert: Tensor) -> Tensor:
+        """Apply each expert to its run of `tokens` `[n, hidden]`, sorted by expert."""
+        runs = tokens.split(tokens_per_expert.tolist())
+        return torch.cat([expert(run) for expert, run in zip(self.local_experts, runs, strict=True)])

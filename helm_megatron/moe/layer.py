@@ -1,0 +1,99 @@
+"""The MiCE layer: Megatron's MoELayer with the Lorentz combination of its experts' outputs.
+
+Megatron weighs the rows inside the experts and sums them on their way back. On the hyperboloid
+the sum is ambient, so the rows are weighed together with their times. With the all-to-all
+dispatcher each chosen expert's point comes back as a row of its own, in the activation's dtype,
+and is weighed and summed where the token lives: no extra byte is sent. The all-gather dispatcher
+sums on the way, so there the fp32 ambient rows travel.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.moe.moe_layer import MoELayer
+from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
+from torch import Tensor
+
+from helm_megatron.geometry.lorentz import at_least_fp32
+from helm_megatron.moe import combine
+
+
+class _OneShareOf(torch.autograd.Function):
+    """Divide by the number of identical replicas that the dispatcher is about to sum.
+
+    The gradient passes undivided: each replica's own computation is a full one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, replicas: int) -> Tensor:
+        return x / replicas
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+class MiceLayer(MoELayer):
+    """A mixture-of-curvature-experts layer; takes and returns space coordinates `[s, b, d]`."""
+
+    def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        self.rows_return = isinstance(self.token_dispatcher, MoEAlltoAllTokenDispatcher)
+        if config.helm.mice_combine == "reference":
+            self.add_experts = combine.AddExperts(config)
+
+    def route(
+        self, hidden_states: Tensor, padding_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        probs, routing_map = super().route(hidden_states, padding_mask)
+        return at_least_fp32(probs), routing_map
+
+    def preprocess(
+        self, hidden_states: Tensor, probs: Tensor, routing_map: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        tokens, probs = super().preprocess(hidden_states, probs, routing_map)
+        # One weight for every row that will come back, in the order of the rows.
+        self.row_weights = probs if self.rows_return else None
+        return tokens, probs
+
+    def routed_experts_compute(self, hidden_states: Tensor, probs: Tensor) -> tuple[Tensor, None]:
+        tokens, tokens_per_expert, weights = self.token_dispatcher.dispatch_postprocess(
+            hidden_states, probs
+        )
+        y = self.experts(tokens, tokens_per_expert)
+        if not self.rows_return:
+            y = combine.weighted_ambient(y, weights, self.config.helm.curvature)
+            _widen(self.token_dispatcher, "hidden_shape_before_permute")
+        if self.experts.tp_group.size() > 1:
+            y = _OneShareOf.apply(y, self.experts.tp_group.size())
+        return self.token_dispatcher.combine_preprocess(y), None
+
+    def postprocess(self, output: Tensor, shared_expert_output: Tensor | None) -> Tensor:
+        dispatcher, c = self.token_dispatcher, self.config.helm.curvature
+        dtype = shared_expert_output.dtype if shared_expert_output is not None else output.dtype
+        if self.config.helm.mice_combine == "reference":
+            return self._reference_combination(output, shared_expert_output).to(dtype)
+        if self.rows_return:
+            output = combine.weighted_ambient(output, self.row_weights, c)
+            _widen(dispatcher, "hidden_shape_before_permute")
+        _widen(dispatcher, "hidden_shape")
+        total = dispatcher.combine_postprocess(output)
+        return combine.centroid(total, shared_expert_output, c).to(dtype)
+
+    def _reference_combination(self, rows: Tensor, shared: Tensor) -> Tensor:
+        # Rows come sorted by expert; a stable sort by token leaves each token's in that order.
+        order = self.token_dispatcher.reversed_local_input_permutation_mapping.argsort(stable=True)
+        k = self.config.moe_router_topk
+        points = rows[order].unflatten(0, (-1, k))
+        weights = self.row_weights[order].unflatten(0, (-1, k))
+        y = combine.fold(points, weights, self.config.helm.curvature)
+        return self.add_experts.combine(at_least_fp32(shared), y.view(shared.shape))
+
+
+def _widen(dispatcher: Any, attribute: str) -> None:
+    """Tell the dispatcher that what comes back carries one number a token more: the time."""
+    shape = getattr(dispatcher, attribute)
+    setattr(dispatcher, attribute, (*shape[:-1], shape[-1] + 1))
