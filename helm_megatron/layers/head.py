@@ -13,7 +13,7 @@ from helm_megatron.geometry import lorentz
 
 
 class FinalProjectionNorm(MegatronModule):
-    """LorentzLinear hidden -> hidden, then LorentzRMSNorm to the output curvature.
+    """LorentzLinear hidden -> hidden, brought to the output curvature, then LorentzRMSNorm.
 
     It stands in the block's final layernorm slot. The projection is replicated: one matrix in
     the whole model is not worth a collective.
@@ -44,7 +44,7 @@ class FinalProjectionNorm(MegatronModule):
         """`[s, b, hidden]` at the hidden curvature to `[s, b, hidden]` at the output curvature."""
         y, _ = self.proj(x)
         helm = self.config.helm
-        return lorentz.rescale(self.norm(y), helm.curvature, helm.output_curvature)
+        return self.norm(lorentz.rescale(y, helm.curvature, helm.output_curvature))
 
 
 def lorentz_output_layer(linear: type, euclidean: torch.nn.Module, config: TransformerConfig) -> Any:

@@ -7,7 +7,9 @@ import math
 import torch
 import torch.nn.functional as F
 from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.nn import Parameter
 
 from helm_megatron.geometry.lorentz import at_least_fp32
@@ -21,12 +23,25 @@ def inverse_softplus(c: float) -> float:
 class ExpertCurvature(torch.nn.Module):
     """c = softplus(raw), with raw `[1]` learned or fixed (`mice_learn_curvature`)."""
 
-    def __init__(self, config: TransformerConfig, index: int) -> None:
+    def __init__(self, config: TransformerConfig, index: int, tp_group: ProcessGroup) -> None:
         super().__init__()
+        self.tp_group = tp_group
         value = inverse_softplus(config.helm.expert_curvature(index, config.num_moe_experts))
         device = None if config.use_cpu_initialization else torch.cuda.current_device()
         raw = torch.full((1,), value, dtype=config.params_dtype, device=device)
         self.raw = Parameter(raw, requires_grad=config.helm.mice_learn_curvature)
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
+    ) -> dict:
+        """Replicated over the expert's tensor-parallel ranks."""
+        return make_sharded_tensors_for_checkpoint(
+            self.state_dict(prefix="", keep_vars=True),
+            prefix,
+            sharded_offsets=sharded_offsets,
+            tp_group=self.tp_group,
+            dp_cp_group=(metadata or {})["dp_cp_group"],
+        )
 
     def forward(self) -> Tensor:
         """The curvature `[1]`, in at least fp32."""

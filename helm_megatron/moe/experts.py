@@ -37,7 +37,7 @@ class MiceExpert(LorentzMLP):
             ffn_hidden_size=config.moe_ffn_hidden_size,
             **kwargs,
         )
-        self.curvature = ExpertCurvature(config, index)
+        self.curvature = ExpertCurvature(config, index, self.tp_group)
         mark_like(self.curvature.raw, self.linear_fc1.weight)
 
     def forward(self, x: Tensor) -> Tensor:

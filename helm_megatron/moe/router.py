@@ -24,6 +24,7 @@ class MiceRouter(TopKRouter):
         super().__init__(config=config, **kwargs)
         if config.helm.mice_routing == "reference" and self.expert_bias is None:
             # Megatron offers the bias for sigmoid scores only.
+            del self.expert_bias
             zeros = torch.zeros(config.num_moe_experts, device=self.weight.device)
             self.register_buffer("expert_bias", zeros)
 

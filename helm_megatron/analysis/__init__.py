@@ -1,0 +1,1 @@
+"""What a HELM model looks like from inside."""

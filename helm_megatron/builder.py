@@ -1,0 +1,75 @@
+"""How Megatron's training loop builds a HELM model: its model config with another builder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from megatron.core.models.gpt import GPTModel
+from megatron.core.pipeline_parallel.utils import (
+    is_pp_first_stage,
+    is_pp_last_stage,
+    is_vp_first_stage,
+    is_vp_last_stage,
+)
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig
+from megatron.training.vocab_utils import calculate_padded_vocab_size
+
+from helm_megatron.model import build_model
+
+
+@dataclass(kw_only=True)
+class HelmModelConfig(GPTModelConfig):
+    """Megatron's GPT model config, built as a HELM model or its Euclidean twin."""
+
+    builder: ClassVar[str] = "helm_megatron.builder.HelmModelBuilder"
+
+
+class HelmModelBuilder(GPTModelBuilder):
+    """Builds one pipeline stage; wrapping for distributed training is Megatron's."""
+
+    def build_model(
+        self,
+        pg_collection: ProcessGroupCollection,
+        pre_process: bool | None = None,
+        post_process: bool | None = None,
+        vp_stage: int | None = None,
+    ) -> GPTModel:
+        cfg = self._model_config
+        stage: dict[str, Any] = {
+            "vp_stage": vp_stage,
+            "vp_size": cfg.transformer.virtual_pipeline_model_parallel_size,
+        }
+        if pre_process is None:
+            pre_process = is_vp_first_stage(**stage) and is_pp_first_stage(pg_collection.pp)
+        if post_process is None:
+            post_process = is_vp_last_stage(**stage) and is_pp_last_stage(pg_collection.pp)
+        return build_model(
+            cfg.transformer,
+            vocab_size=self._padded_vocab_size(),
+            max_sequence_length=cfg.seq_length,
+            pre_process=pre_process,
+            post_process=post_process,
+            vp_stage=vp_stage,
+            pg_collection=pg_collection,
+            parallel_output=cfg.parallel_output,
+            fp16_lm_cross_entropy=cfg.fp16_lm_cross_entropy,
+            share_embeddings_and_output_weights=cfg.share_embeddings_and_output_weights,
+            position_embedding_type=cfg.position_embedding_type,
+            rotary_percent=cfg.rotary_percent,
+            rotary_base=cfg.rotary_base,
+            rope_scaling=cfg.rope_scaling,
+            rope_scaling_factor=cfg.rope_scaling_factor,
+            seq_len_interpolation_factor=cfg.seq_len_interpolation_factor,
+        )
+
+    def _padded_vocab_size(self) -> int:
+        cfg = self._model_config
+        if not cfg.should_pad_vocab:
+            return cfg.vocab_size
+        return calculate_padded_vocab_size(
+            cfg.vocab_size,
+            cfg.make_vocab_size_divisible_by,
+            cfg.transformer.tensor_model_parallel_size,
+        )

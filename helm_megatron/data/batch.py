@@ -1,0 +1,93 @@
+"""From Megatron's datasets to the tensors of one training step."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from megatron.core import parallel_state
+from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
+from megatron.core.utils import get_batch_on_this_tp_rank
+from megatron.training import get_args, get_tokenizer
+from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_last_pipeline_stage
+from torch import Tensor
+
+KEYS = ("tokens", "labels", "loss_mask", "attention_mask", "position_ids")
+
+
+def next_batch(data_iterator: Iterator | None, vp_stage: int | None) -> dict[str, Tensor | None]:
+    """The next micro-batch on every rank of the tensor-parallel group, by KEYS.
+
+    tokens, labels, loss_mask, position_ids: `[b, s]`; attention_mask: `[b, 1, s, s]`, True where
+    blocked, or None for plain causal attention. All are None on inner pipeline stages.
+    """
+    if not is_first_or_last_pipeline_stage(vp_stage):
+        return dict.fromkeys(KEYS)
+    args = get_args()
+    tp_rank = parallel_state.get_tensor_model_parallel_rank()
+    batch: dict[str, Any] = {}
+    if tp_rank == 0:
+        loaded = next(data_iterator)  # type: ignore[arg-type]
+        batch = {key: value.cuda(non_blocking=True) for key, value in loaded.items()}
+    stage = {"ignore_virtual": vp_stage is None, "vp_stage": vp_stage}
+    batch = get_batch_on_this_tp_rank(
+        batch,
+        has_cu_seqlens=False,
+        is_hybrid_cp=False,
+        create_attention_mask_in_dataloader=args.create_attention_mask_in_dataloader,
+        broadcast_src_rank=parallel_state.get_tensor_model_parallel_src_rank(),
+        broadcast_group=parallel_state.get_tensor_model_parallel_group(),
+        cp_size=args.context_parallel_size,
+        tp_rank=tp_rank,
+        micro_batch_size=args.micro_batch_size,
+        seq_length=args.seq_length,
+        mtp_on_this_rank=False,
+        pipeline_model_parallel_size=args.pipeline_model_parallel_size,
+        is_pipeline_first_stage=parallel_state.is_pipeline_first_stage(**stage),
+        is_pipeline_last_stage=parallel_state.is_pipeline_last_stage(**stage),
+    )
+    return {key: batch.get(key) for key in KEYS}
+
+
+def train_valid_test_datasets(num_samples: list[int], vp_stage: int | None = None) -> Any:
+    """Megatron's GPT datasets of the command line: `[train, valid, test]`."""
+    args = get_args()
+    dataset = MockGPTDataset if args.mock_data else GPTDataset
+    return BlendedMegatronDatasetBuilder(
+        dataset, num_samples, partial(_is_built_here, vp_stage), _dataset_config(args)
+    ).build()
+
+
+# Each rank builds what it needs itself (megatron.training asks for this attribute).
+train_valid_test_datasets.is_distributed = True  # type: ignore[attr-defined]
+
+
+def _is_built_here(vp_stage: int | None) -> bool:
+    first_of_group = parallel_state.get_tensor_model_parallel_rank() == 0
+    return first_of_group and is_first_or_last_pipeline_stage(vp_stage)
+
+
+def _dataset_config(args: argparse.Namespace) -> GPTDatasetConfig:
+    blend, blend_per_split = get_blend_and_blend_per_split(args)
+    return GPTDatasetConfig(
+        random_seed=args.seed,
+        sequence_length=args.seq_length,
+        blend=blend,
+        blend_per_split=blend_per_split,
+        split=args.split,
+        full_validation=args.full_validation,
+        multiple_validation_sets=args.multiple_validation_sets,
+        num_dataset_builder_threads=args.num_dataset_builder_threads,
+        path_to_cache=args.data_cache_path,
+        mmap_bin_files=args.mmap_bin_files,
+        tokenizer=get_tokenizer(),
+        reset_position_ids=args.reset_position_ids,
+        reset_attention_mask=args.reset_attention_mask,
+        eod_mask_loss=args.eod_mask_loss,
+        create_attention_mask=args.create_attention_mask_in_dataloader,
+        object_storage_cache_path=args.object_storage_cache_path,
+        mid_level_dataset_surplus=args.mid_level_dataset_surplus,
+    )

@@ -1,0 +1,15 @@
+"""Pretrain a HELM model, or its Euclidean twin, with Megatron's own training loop.
+
+    torchrun --nproc_per_node 8 pretrain_helm.py --swiglu --normalization RMSNorm ... (Megatron's flags)
+
+`--help` lists HELM's flags under "helm" and "mice".
+"""
+
+from helm_megatron import platform
+
+platform.setup()  # before anything imports megatron
+
+from helm_megatron.pretrain import main  # noqa: E402
+
+if __name__ == "__main__":
+    main()
