@@ -62,15 +62,27 @@ def augment_key(k: Tensor, c: Scalar) -> Tensor:
     return torch.cat([*lanes, lanes[0], k] if len(lanes) == 2 else [*lanes, k], dim=-1)
 
 
-def augment_value(v: Tensor, c: Scalar) -> Tensor:
-    """(v_t, v_s) of v `[.., d]`; in low precision the time as (high, low)."""
-    return torch.cat([*split_time(lorentz.time(v, c), v.dtype), v], dim=-1)
+def augment_value(v: Tensor, c: Scalar, shift: Tensor | float = 0.0) -> Tensor:
+    """(v_t - shift, v_s) of v `[.., d]`; in low precision the time as (high, low)."""
+    return torch.cat([*split_time(lorentz.time(v, c) - shift, v.dtype), v], dim=-1)
 
 
-def ambient_centroid(m: Tensor, d: int, c: Scalar) -> Tensor:
+def time_shift(v: Tensor, c: Scalar) -> Tensor | float:
+    """What to take off the times of v `[s, b, heads, d]` so that their sums round less.
+
+    The kernel rounds sum_j p_j v_t to v's dtype, and m_t^2 - |m_s|^2 magnifies that error where few
+    keys are attended. The weights of a softmax sum to 1, so a constant taken off all times of a
+    head comes off the sum: the mean time leaves the kernel only deviations to round.
+    """
+    if torch.finfo(v.dtype).bits >= 32:
+        return 0.0
+    return lorentz.time(v.detach(), c).mean(dim=0, keepdim=True)
+
+
+def ambient_centroid(m: Tensor, d: int, c: Scalar, shift: Tensor | float = 0.0) -> Tensor:
     """Normalize sums of augmented values `[.., lanes + d]` to ambient points `[.., 1 + d]`."""
     wide = at_least_fp32(m)
-    m_time = wide[..., :-d].sum(-1, keepdim=True)
+    m_time = wide[..., :-d].sum(-1, keepdim=True) + shift
     space = lorentz.normalize(m_time, wide[..., -d:], c, eps=_CENTROID_EPS[wide.dtype])
     return torch.cat([lorentz.time(space, c), space], dim=-1).to(m.dtype)
 
@@ -157,6 +169,7 @@ class LorentzAttention(MegatronModule):
         d = k_channels or config.kv_channels
         self.v_channels = v_channels or config.kv_channels
         self.tp_group = pg_collection.tp
+        self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         tau = math.sqrt(config.num_attention_heads * (d + 1))
         if softmax_scale is not None:
             tau /= softmax_scale * math.sqrt(d)
@@ -190,7 +203,9 @@ class LorentzAttention(MegatronModule):
         # Each rank sees its own heads only; the gradient of tau is the sum over all of them.
         tau = copy_to_tensor_model_parallel_region(self.temperature, group=self.tp_group)
         heads = query.shape[-2]
-        v = augment_value(value, c)
+        # Dropped weights no longer sum to 1.
+        shift = 0.0 if self.dropout and self.training else time_shift(value, c)
+        v = augment_value(value, c, shift)
         m = self.kernel(
             augment_query(query, tau, c),
             augment_key(key, c),
@@ -200,7 +215,9 @@ class LorentzAttention(MegatronModule):
             packed_seq_params=packed_seq_params,
         )
         m = m.unflatten(-1, (heads, v.shape[-1]))
-        return ambient_centroid(m, value.shape[-1], c).flatten(-2)
+        if isinstance(shift, Tensor):
+            shift = shift.repeat_interleave(heads // value.shape[-2], dim=-2)
+        return ambient_centroid(m, value.shape[-1], c, shift).flatten(-2)
 
 
 @functools.cache

@@ -1,0 +1,1 @@
+"""Optimizers for parameters that live on the hyperboloid."""

@@ -1,0 +1,125 @@
+"""In bf16 the error of each leaf against fp64 is at most twice its Euclidean counterpart's."""
+
+import pytest
+import torch
+
+from helm_megatron.layers.residual import LorentzResidual
+from helm_megatron.specs import layer_spec, leaves_of
+from tests.layers.models import dense, mice, model, perturb
+
+pytestmark = pytest.mark.usefixtures("one_process")
+
+SEEDS = range(4)
+WIDTH, TOKENS = 64, (64, 2)
+
+
+def rms_error(module, apply, inputs):
+    """Error of bf16 relative to the same function of the same (rounded) numbers in fp64."""
+    with torch.no_grad():
+        rounded = apply(module.bfloat16(), *inputs).double()
+        exact = apply(module.double(), *(x.double() for x in inputs))
+    return ((rounded - exact).square().mean() / exact.square().mean()).sqrt().item()
+
+
+def assert_error_at_most_twice(make, apply, count=1):
+    """make(geometry) builds the leaf; apply(leaf, *inputs) runs it on `count` random inputs."""
+    errors = {"lorentz": 0.0, "euclidean": 0.0}
+    for seed in SEEDS:
+        generator = torch.Generator().manual_seed(seed)
+        inputs = [torch.randn(*TOKENS, WIDTH, generator=generator).bfloat16() for _ in range(count)]
+        for geometry in errors:
+            module = perturb(make(geometry), seed=seed)
+            errors[geometry] += rms_error(module, apply, inputs)
+    assert 0 < errors["lorentz"] <= 2 * errors["euclidean"], errors
+
+
+def part(config, name):
+    """One part of a transformer layer of the config's geometry, as Megatron builds it."""
+    layer = model(config).decoder.layers[-1]
+    return layer.get_submodule(name)
+
+
+@pytest.mark.parametrize("kind", ["column", "row", "replicated"])
+def test_linear(kind):
+    def make(geometry):
+        options = dict(init_method=lambda w: torch.nn.init.normal_(w, std=WIDTH**-0.5), bias=False)
+        options |= dict(skip_bias_add=True) | ({"input_is_parallel": True} if kind == "row" else {})
+        config = dense(helm={"geometry": geometry})
+        return getattr(leaves_of(config), kind)(WIDTH, 48, config=config, **options)
+
+    assert_error_at_most_twice(make, lambda linear, x: linear(x)[0])
+
+
+def test_norm():
+    assert_error_at_most_twice(
+        lambda geometry: part(dense(helm={"geometry": geometry}), "input_layernorm"),
+        lambda norm, x: norm(x),
+    )
+
+
+class Sum(torch.nn.Module):
+    """The Euclidean residual."""
+
+    def forward(self, x, f):
+        return x + f
+
+
+def test_residual():
+    def make(geometry):
+        return LorentzResidual(dense()) if geometry == "lorentz" else Sum()
+
+    def apply(module, x, f):
+        return module.combine(x, f) if isinstance(module, LorentzResidual) else module(x, f)
+
+    assert_error_at_most_twice(make, apply, count=2)
+
+
+@pytest.mark.parametrize("config", [dense, mice])
+def test_core_attention(config):
+    def make(geometry):
+        return part(config(helm={"geometry": geometry}), "self_attention.core_attention")
+
+    def apply(core, q, k, v):
+        q, k, v = (x.unflatten(-1, (4, 16)) for x in (q, k, v))
+        return core(q, k, v, None)
+
+    assert_error_at_most_twice(make, apply, count=3)
+
+
+@pytest.mark.parametrize("config", [dense, mice])
+def test_self_attention(config):
+    def make(geometry):
+        return part(config(helm={"geometry": geometry}), "self_attention")
+
+    assert_error_at_most_twice(make, lambda attention, x: attention(x, None)[0])
+
+
+@pytest.mark.parametrize("config", [dense, mice])
+def test_feed_forward(config):
+    """A dense gated layer, and a mixture of experts with a shared one."""
+
+    def make(geometry):
+        return part(config(helm={"geometry": geometry}), "mlp").eval()
+
+    assert_error_at_most_twice(make, lambda mlp, x: mlp(x)[0])
+
+
+def test_output_layer():
+    def make(geometry):
+        return model(dense(helm={"geometry": geometry})).output_layer
+
+    assert_error_at_most_twice(make, lambda layer, x: layer(x)[0])
+
+
+def test_final_norm():
+    def make(geometry):
+        return model(dense(helm={"geometry": geometry})).decoder.final_layernorm
+
+    assert_error_at_most_twice(make, lambda norm, x: norm(x))
+
+
+def test_layer_spec_is_what_the_model_uses():
+    """The parts above come from the specs that pretraining builds."""
+    config = dense()
+    spec = layer_spec(config, leaves_of(config), moe=False)
+    assert spec.submodules.self_attn_bda.module is LorentzResidual
