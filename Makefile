@@ -1,0 +1,32 @@
+# `make test` and `make quickstart` install what they need into .venv first.
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+INSTALLED := $(VENV)/.helm-megatron-installed
+SHELL_SCRIPTS = .ci/run $(shell find examples tools -name '*.sh')
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint clean
+
+help:  ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
+
+quickstart: $(INSTALLED)  ## Train a small HELM-MiCE on this machine, start to finish
+	@PYTHON=$(PYTHON) examples/quickstart.sh
+
+test: lint  ## Lint, then run every test
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest
+
+lint: $(INSTALLED)  ## Check style, types and shell scripts
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+	$(VENV)/bin/shellcheck $(SHELL_SCRIPTS)
+
+clean:  ## Remove caches and the quickstart's output; .venv stays
+	rm -rf runs/quickstart .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml
+	@tools/make_venv.sh $(VENV)
+	$(PYTHON) -m pip install --editable '.[dev]'
+	@touch $@

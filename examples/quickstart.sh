@@ -1,0 +1,111 @@
+#!/usr/bin/env bash
+# From text to a trained HELM-MiCE in a few minutes, on the CPU of one machine.
+#
+# Trains a tokenizer on WordNet's glosses, tokenizes them, trains a small mixture of experts of
+# different curvatures in two processes (expert parallel), stops half-way, resumes, and compares the
+# validation loss with the unigram entropy. Run again, it goes on where it was; `make clean` and it
+# starts over.
+#
+# Variables: RUN_DIR (runs/quickstart), PYTHON (.venv/bin/python), ITERATIONS (200; an even number).
+set -euo pipefail
+
+cd "$(dirname "$0")/.."
+RUN_DIR=${RUN_DIR:-runs/quickstart}
+PYTHON=${PYTHON:-.venv/bin/python}
+ITERATIONS=${ITERATIONS:-200}
+CORPUS=examples/data/wordnet_glosses.jsonl.gz
+SPLIT=95,5,0
+
+# The same on every machine, also where there is a single GPU: two processes on the CPU.
+export CUDA_VISIBLE_DEVICES=""
+export LC_ALL=C
+cores=$(nproc)
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > 2 ? cores / 2 : 1))}
+
+DATA=$RUN_DIR/wordnet_text_document
+MODEL=(
+    --num-layers 4 --hidden-size 128 --ffn-hidden-size 384 --num-attention-heads 4
+    --multi-latent-attention --kv-lora-rank 48 --qk-head-dim 32 --qk-pos-emb-head-dim 16
+    --v-head-dim 32 --rope-type rope --position-embedding-type rope
+    --num-experts 4 --moe-layer-freq "[0,1,1,1]" --moe-router-topk 2 --moe-ffn-hidden-size 192
+    --moe-shared-expert-intermediate-size 192 --moe-token-dispatcher-type alltoall
+    --moe-router-load-balancing-type seq_aux_loss --moe-aux-loss-coeff 0.01
+    --mice-curvature-init 0.1 2.0
+    --swiglu --normalization RMSNorm --disable-bias-linear
+    --untie-embeddings-and-output-weights --hidden-dropout 0 --attention-dropout 0
+)
+TEXT=(
+    --data-path "$DATA" --split "$SPLIT" --data-cache-path "$RUN_DIR/cache"
+    --tokenizer-type SentencePieceTokenizer --tokenizer-model "$RUN_DIR/wordnet.model"
+    --seq-length 128 --max-position-embeddings 128 --num-workers 1
+)
+TRAINING=(
+    --expert-model-parallel-size 2 --micro-batch-size 8 --global-batch-size 16
+    --train-iters "$ITERATIONS" --exit-interval "$((ITERATIONS / 2))"
+    --lr 3e-3 --min-lr 3e-4 --lr-decay-style cosine --lr-warmup-fraction 0.1
+    --weight-decay 0.1 --clip-grad 1.0
+    --eval-interval "$((ITERATIONS / 4))" --eval-iters 8
+    --save "$RUN_DIR/checkpoints" --load "$RUN_DIR/checkpoints"
+    --save-interval "$((ITERATIONS / 2))"
+    --log-interval 10 --tensorboard-dir "$RUN_DIR/tensorboard" --tensorboard-log-interval 5
+)
+
+step() {
+    printf '\n[%s] %s\n' "$1" "$2"
+}
+
+# Show the losses of Megatron's long lines; the rest is in the log.
+losses() {
+    local line number='([0-9.E+-]+)'
+    while IFS= read -r line; do
+        if [[ $line =~ iteration\ +([0-9]+)/.*\ lm\ loss:\ $number ]]; then
+            printf '  iteration %4d: training loss %.3f\n' "${BASH_REMATCH[@]:1}"
+        elif [[ $line =~ validation\ loss\ at\ iteration\ ([0-9]+).*\ value:\ $number ]]; then
+            printf '  iteration %4d: validation loss %.3f\n' "${BASH_REMATCH[@]:1}"
+        fi
+    done
+}
+
+train() {
+    "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node 2 \
+        pretrain_helm.py "${MODEL[@]}" "${TEXT[@]}" "${TRAINING[@]}"
+}
+
+# Train with the output in file $1; where it fails, show why.
+run_training() {
+    if ! train 2>&1 | tee "$1" | losses; then
+        grep -E 'Error:|error:' "$1" | grep -v ChildFailedError | tail -n 3 >&2 || true
+        echo "error: training failed; the whole log is $1" >&2
+        exit 1
+    fi
+}
+
+mkdir -p "$RUN_DIR"
+
+step 1/5 "A tokenizer of 4,096 tokens, trained on $CORPUS"
+if [[ ! -e $RUN_DIR/wordnet.model ]]; then
+    "$PYTHON" tools/train_tokenizer.py --input "$CORPUS" --vocab-size 4096 \
+        --output-prefix "$RUN_DIR/wordnet"
+fi
+
+step 2/5 "The text as tokens: $DATA.bin and .idx"
+if [[ ! -e $DATA.idx ]]; then
+    "$PYTHON" tools/preprocess_data.py --input "$CORPUS" --output-prefix "$RUN_DIR/wordnet" \
+        --tokenizer-type SentencePieceTokenizer --tokenizer-model "$RUN_DIR/wordnet.model" \
+        --append-eod
+fi
+
+if [[ ! -e $RUN_DIR/checkpoints/latest_checkpointed_iteration.txt ]]; then
+    step 3/5 "Training up to iteration $((ITERATIONS / 2)) of $ITERATIONS, stopped there on purpose"
+    run_training "$RUN_DIR/train.log"
+fi
+
+step 4/5 "The same command again: it resumes from its checkpoint"
+run_training "$RUN_DIR/resume.log"
+
+step 5/5 "How well it does"
+entropy=$("$PYTHON" tools/unigram_entropy.py --data-path "$DATA" --split "$SPLIT" 2>"$RUN_DIR/entropy.log")
+"$PYTHON" tools/plot_losses.py --tensorboard-dir "$RUN_DIR/tensorboard" \
+    --output "$RUN_DIR/loss.png" --unigram-entropy "$entropy"
+echo
+echo "Next: train on your own text, see 'Train on your own data' in README.md."

@@ -1,0 +1,96 @@
+import argparse
+import gzip
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from helm_megatron import platform
+from helm_megatron.data.tokenizer_training import train_tokenizer
+
+# Before anything here imports megatron: other tests of the same pytest run need it.
+platform.setup()
+
+ROOT = Path(__file__).parents[2]
+CORPUS = ROOT / "examples" / "data" / "wordnet_glosses.jsonl.gz"
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    """Real text with what trips tokenizers up: other scripts, control characters, odd spacing."""
+    with gzip.open(CORPUS, "rt", encoding="utf-8") as lines:
+        glosses = [json.loads(line)["text"] for line in islice(lines, 1000)]
+    odd = ["", " ", "  two  spaces ", "tab\tand\nnewlines\n\n", "naïve 日本語 🙂", "</s> <s>", "\0"]
+    return odd + glosses
+
+
+@pytest.fixture(scope="session")
+def corpus(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The texts as JSONL with keys "text" and "title", and blank lines between."""
+    path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
+    documents = ({"text": text, "title": text[:20]} for text in texts)
+    path.write_text("\n\n".join(map(json.dumps, documents)) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_model(corpus: Path) -> str:
+    """A SentencePiece model trained on the texts."""
+    train_tokenizer([corpus], corpus.with_name("tokenizer"), 600)
+    return str(corpus.with_name("tokenizer.model"))
+
+
+@pytest.fixture
+def run_tool() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a script of tools/ with arguments."""
+
+    def run(name: str, *args: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, ROOT / "tools" / name, *map(str, args)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def megatron_tokenizer() -> Callable:
+    """Build Megatron's own tokenizer of a type and model, all other flags at their defaults."""
+    from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
+    from megatron.training.config.training_config import TokenizerConfig
+
+    def build(tokenizer_type: str, model: str):
+        flags = TokenizerConfig(
+            tokenizer_type=tokenizer_type, tokenizer_model=model, pad_vocab_size=False
+        )
+        return build_tokenizer(argparse.Namespace(**vars(flags)))
+
+    return build
+
+
+@pytest.fixture
+def gpt_datasets(tmp_path: Path) -> Callable:
+    """Build Megatron's train, valid and test datasets of a .bin/.idx prefix."""
+    from megatron.core.datasets.blended_megatron_dataset_builder import (
+        BlendedMegatronDatasetBuilder,
+    )
+    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+
+    def build(prefix: Path, split: str, tokenizer) -> list:
+        config = GPTDatasetConfig(
+            random_seed=1,
+            sequence_length=64,
+            blend=([str(prefix)], None),
+            split=split,
+            path_to_cache=str(tmp_path / "cache"),
+            tokenizer=tokenizer,
+            reset_position_ids=False,
+            reset_attention_mask=False,
+            eod_mask_loss=False,
+        )
+        builder = BlendedMegatronDatasetBuilder(GPTDataset, [10, 10, 10], lambda: True, config)
+        return builder.build()
+
+    return build

@@ -1,0 +1,102 @@
+"""Flags that cannot work are refused in one line that names the flag, before anything starts."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from helm_megatron.arguments import ArgumentError, add_helm_args, check_args, helm_config_from_args
+from tests.pretrain.runs import DENSE, MICE, ROOT
+
+
+def parse(*flags):
+    from megatron.training.arguments import parse_args
+
+    from helm_megatron.pretrain import add_args
+
+    argv, sys.argv = sys.argv, ["pretrain_helm.py", *map(str, flags)]
+    try:
+        return parse_args(add_args)
+    finally:
+        sys.argv = argv
+
+
+def without(flags, name, values=0):
+    at = flags.index(name)
+    return flags[:at] + flags[at + 1 + values :]
+
+
+REFUSED = {
+    "--swiglu": without(DENSE, "--swiglu"),
+    "--squared-relu": [*DENSE, "--squared-relu"],
+    "--normalization": without(DENSE, "--normalization", 1),
+    "--apply-layernorm-1p": [*DENSE, "--apply-layernorm-1p"],
+    "--disable-bias-linear": without(DENSE, "--disable-bias-linear"),
+    "--add-qkv-bias": [*DENSE, "--add-qkv-bias"],
+    "--position-embedding-type": without(DENSE, "--position-embedding-type", 1),
+    "--kv-channels": [*DENSE, "--kv-channels", 7],
+    "--rotary-percent": [*DENSE, "--rotary-percent", 0.4],
+    "--qk-pos-emb-head-dim": [*DENSE, *MICE, "--qk-pos-emb-head-dim", 5],
+    "--padded-vocab-size": [
+        *DENSE, "--padded-vocab-size", 127, "--tensor-model-parallel-size", 2
+    ],
+    "--num-attention-heads": [*DENSE, "--tensor-model-parallel-size", 3],
+    "--num-query-groups": [
+        *DENSE, "--group-query-attention", "--num-query-groups", 1,
+        "--tensor-model-parallel-size", 2,
+    ],
+    "--num-experts": [*DENSE, *MICE, "--expert-model-parallel-size", 3],
+    "--sequence-parallel": [*DENSE, *MICE, "--tensor-model-parallel-size", 2],
+    "--curvature": [*DENSE, "--curvature", 0],
+    "--mice-curvature-init": [*DENSE, "--mice-curvature-init", 1, 2, 3],
+    "--moe-grouped-gemm": [*DENSE, *MICE, "--moe-grouped-gemm"],
+    "--moe-token-dispatcher-type": [
+        *DENSE, *MICE, "--moe-token-dispatcher-type", "allgather", "--mice-combine", "reference"
+    ],
+    "--context-parallel-size": [*DENSE, "--context-parallel-size", 2],
+    "--hidden-size": without(DENSE, "--hidden-size", 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("flag", REFUSED)
+def test_refused_in_one_line_that_names_the_flag(flag):
+    with pytest.raises(ArgumentError) as refusal:
+        check_args(parse(*REFUSED[flag]))
+    assert flag in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("flags", [DENSE, [*DENSE, *MICE]])
+@pytest.mark.parametrize("geometry", ["lorentz", "euclidean"])
+def test_good_flags_pass(flags, geometry):
+    check_args(parse(*flags, "--geometry", geometry))
+
+
+def test_command_line_says_one_line_and_exits_with_2():
+    flags = map(str, REFUSED["--normalization"])
+    done = subprocess.run(
+        [sys.executable, ROOT / "pretrain_helm.py", *flags],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONWARNINGS": "ignore"},
+    )
+    assert done.returncode == 2
+    complaints = [line for line in done.stderr.splitlines() if "error" in line]
+    assert len(complaints) == 1 and "--normalization LayerNorm" in complaints[0]
+    assert "Traceback" not in done.stderr
+
+
+def test_flags_are_few_and_explained():
+    import argparse
+
+    parser = argparse.ArgumentParser(add_help=False)
+    ours = add_helm_args(parser)._actions
+    assert len(ours) <= 20
+    assert all(action.help for action in ours)
+
+
+def test_residual_scale_follows_the_model():
+    assert helm_config_from_args(parse(*DENSE)).residual_scale == 4.0
+    assert helm_config_from_args(parse(*DENSE, *MICE)).residual_scale == 1.0
+    assert helm_config_from_args(parse(*DENSE, "--residual-scale", 0.5)).residual_scale == 0.5

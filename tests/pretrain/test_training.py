@@ -1,0 +1,33 @@
+"""`pretrain_helm.py` trains what its flags say, and logs the geometry."""
+
+import re
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.pretrain.runs import MICE, losses, run
+
+pytestmark = pytest.mark.slow
+
+
+def test_bf16_mixture_logs_its_geometry(tmp_path):
+    """--bf16 trains on the CPU; loads, curvatures, times and temperatures reach TensorBoard."""
+    flags = ["--bf16", "--train-iters", 6, "--log-interval", 2, "--tensorboard-dir", tmp_path]
+    output = run(*MICE, *flags, "--expert-model-parallel-size", 2, processes=2)
+    trained = losses(output)
+    assert trained[6] < trained[1]
+    assert len(re.findall(r"helm at iteration \d+: .*curvature", output)) == 3
+    events = EventAccumulator(str(tmp_path)).Reload()
+    curvatures = [
+        events.Scalars(f"curvature/layer-2-expert-{e}")[0].value for e in range(4)
+    ]
+    assert curvatures == pytest.approx([0.3, 0.867, 1.433, 2.0], rel=0.05)
+    for name in ("max-time/layer-1", "attention-temperature/layer-2", "expert-load-max/layer-2"):
+        assert [event.step for event in events.Scalars(name)] == [2, 4, 6]
+    low, high = (events.Scalars(f"expert-load-{m}/layer-2")[0].value for m in ("min", "max"))
+    assert 0 <= low <= 0.25 <= high <= 1
+
+
+def test_euclidean_twin_differs_by_one_word():
+    trained = losses(run(*MICE, "--train-iters", 4, "--geometry", "euclidean"))
+    assert trained[4] < trained[1]

@@ -1,0 +1,62 @@
+"""The code keeps its shape: imports run one way, files and functions stay small."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted(
+    path
+    for folder in ("helm_megatron", "tools", "tests")
+    for path in (ROOT / folder).rglob("*.py")
+) + [ROOT / "pretrain_helm.py"]
+
+# What each part of the package may import of the others.
+MAY_IMPORT = {
+    "geometry": set(),
+    "config": set(),
+    "layers": {"geometry", "config"},
+    "moe": {"geometry", "config", "layers"},
+    "optim": {"geometry"},
+    "specs": {"geometry", "config", "layers", "moe"},
+    "model": {"geometry", "config", "layers", "moe", "specs"},
+    "builder": {"model"},
+    "arguments": {"config"},
+}
+
+
+def imported_parts(path):
+    """The parts of helm_megatron that a file imports."""
+    parts = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        if names == ["helm_megatron"]:
+            names = [f"helm_megatron.{alias.name}" for alias in node.names]
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        parts |= {name.split(".")[1] for name in names if name.startswith("helm_megatron.")}
+    return parts
+
+
+@pytest.mark.parametrize("part", MAY_IMPORT)
+def test_imports_run_one_way(part):
+    package = ROOT / "helm_megatron" / part
+    files = sorted(package.rglob("*.py")) if package.is_dir() else [package.with_suffix(".py")]
+    assert files
+    for path in files:
+        assert imported_parts(path) <= MAY_IMPORT[part] | {part}, path
+
+
+def test_geometry_is_pure_torch():
+    for path in (ROOT / "helm_megatron" / "geometry").glob("*.py"):
+        assert "megatron" not in path.read_text().replace("helm_megatron", "")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_are_small(path):
+    source = path.read_text()
+    assert len(source.splitlines()) <= 400
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno - node.lineno + 1 <= 60, node.name
