@@ -1,8 +1,8 @@
 """Pretrain a HELM model, or its Euclidean twin, with Megatron's own training loop.
 
-    torchrun --nproc_per_node 8 pretrain_helm.py --swiglu --normalization RMSNorm ... (Megatron's flags)
+    torchrun --nproc_per_node 8 pretrain_helm.py --swiglu --normalization RMSNorm ...
 
-`--help` lists HELM's flags under "helm" and "mice".
+The flags are Megatron's; `--help` lists HELM's own under "helm" and "mice".
 """
 
 from helm_megatron import platform

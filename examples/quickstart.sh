@@ -29,7 +29,7 @@ MODEL=(
     --v-head-dim 32 --rope-type rope --position-embedding-type rope
     --num-experts 4 --moe-layer-freq "[0,1,1,1]" --moe-router-topk 2 --moe-ffn-hidden-size 192
     --moe-shared-expert-intermediate-size 192 --moe-token-dispatcher-type alltoall
-    --moe-router-load-balancing-type seq_aux_loss --moe-aux-loss-coeff 0.01
+    --moe-router-load-balancing-type aux_loss --moe-aux-loss-coeff 0.01
     --mice-curvature-init 0.1 2.0
     --swiglu --normalization RMSNorm --disable-bias-linear
     --untie-embeddings-and-output-weights --hidden-dropout 0 --attention-dropout 0
@@ -54,16 +54,9 @@ step() {
     printf '\n[%s] %s\n' "$1" "$2"
 }
 
-# Show the losses of Megatron's long lines; the rest is in the log.
-losses() {
-    local line number='([0-9.E+-]+)'
-    while IFS= read -r line; do
-        if [[ $line =~ iteration\ +([0-9]+)/.*\ lm\ loss:\ $number ]]; then
-            printf '  iteration %4d: training loss %.3f\n' "${BASH_REMATCH[@]:1}"
-        elif [[ $line =~ validation\ loss\ at\ iteration\ ([0-9]+).*\ value:\ $number ]]; then
-            printf '  iteration %4d: validation loss %.3f\n' "${BASH_REMATCH[@]:1}"
-        fi
-    done
+# Megatron's progress log; what it says at start-up is in the log file.
+progress() {
+    grep --line-buffered -E '(^| )iteration +[0-9]+/|helm at|validation loss|checkpoint at|exiting'
 }
 
 train() {
@@ -73,7 +66,7 @@ train() {
 
 # Train with the output in file $1; where it fails, show why.
 run_training() {
-    if ! train 2>&1 | tee "$1" | losses; then
+    if ! train 2>&1 | tee "$1" | progress; then
         grep -E 'Error:|error:' "$1" | grep -v ChildFailedError | tail -n 3 >&2 || true
         echo "error: training failed; the whole log is $1" >&2
         exit 1

@@ -20,7 +20,9 @@ class ArgumentError(Exception):
 
 def add_helm_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add HELM's flags to Megatron's parser and return it."""
-    group = parser.add_argument_group("helm", "hyperbolic geometry; c means sectional curvature -1/c")
+    group = parser.add_argument_group(
+        "helm", "hyperbolic geometry; c means sectional curvature -1/c"
+    )
     group.add_argument(
         "--geometry",
         choices=["lorentz", "euclidean"],
@@ -165,7 +167,10 @@ def _layer_rules(args: argparse.Namespace) -> Rules:
     )
     for flag in ("squared_relu", "quick_geglu", "openai_gelu", "onnx_safe"):
         name = f"--{flag.replace('_', '-')}"
-        yield bool(getattr(args, flag, False)), f"{name}: HELM's activation is --swiglu; drop the flag"
+        yield (
+            bool(getattr(args, flag, False)),
+            f"{name}: HELM's activation is --swiglu; drop the flag",
+        )
     yield (
         args.normalization != "RMSNorm",
         f"--normalization {args.normalization}: HELM normalizes with RMSNorm; pass RMSNorm",
@@ -259,5 +264,3 @@ def _layout_rules(args: argparse.Namespace) -> Rules:
         f"--context-parallel-size {args.context_parallel_size}: HELM's attention does not split "
         "the sequence; use 1",
     )
-
-

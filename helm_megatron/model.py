@@ -15,8 +15,8 @@ from helm_megatron.specs import block_spec, leaves_of
 class HELMModel(GPTModel):
     """A language model on the hyperboloid; GPTModel's arguments, forward and checkpoints.
 
-    The decoder's leaves come from the block spec; here the embedding brings its points to the hidden
-    curvature and the logits are taken of the ambient vector.
+    The decoder's leaves come from the block spec; here the embedding brings its points to the
+    hidden curvature and the logits are taken of the ambient vector.
     """
 
     def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
@@ -25,7 +25,7 @@ class HELMModel(GPTModel):
             self.embedding.register_forward_hook(to_hidden_curvature)
         if self.post_process:
             column = leaves_of(config).column
-            self.output_layer = lorentz_output_layer(column, self.output_layer, config)
+            self.output_layer: Any = lorentz_output_layer(column, self.output_layer, config)
 
 
 def build_model(

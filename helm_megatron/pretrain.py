@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from megatron.core.enums import ModelType
@@ -79,7 +80,7 @@ def forward_step(
     """One micro-batch through this pipeline stage: its output and the loss function of it."""
     timers = get_timers()
     timers("batch-generator", log_level=2).start()
-    batch = next_batch(data_iterator, get_attr_wrapped_model(model, "vp_stage"))
+    batch: dict[str, Any] = next_batch(data_iterator, get_attr_wrapped_model(model, "vp_stage"))
     timers("batch-generator").stop()
     output = model(
         batch["tokens"],

@@ -151,8 +151,7 @@ def block_spec(
     leaves = leaves_of(config)
     dense = layer_spec(config, leaves, moe=False)
     specs = [
-        layer_spec(config, leaves, moe=True) if is_moe else dense
-        for is_moe in moe_pattern(config)
+        layer_spec(config, leaves, moe=True) if is_moe else dense for is_moe in moe_pattern(config)
     ]
     return TransformerBlockSubmodules(
         layer_specs=[specs[i] for i in _layers_of_stage(config, vp_stage, pp_rank)],

@@ -56,20 +56,22 @@ class Monitor:
                 temperature[layer] = module.temperature.detach().float().item()
             elif isinstance(module, MiceExperts):
                 first = module.ep_group.rank() * module.num_local_experts
-                for i, expert in enumerate(module.local_experts):
-                    curvature[layer, first + i] = expert.curvature().item()
+                for i, expert in enumerate(module.local_experts, start=first):
+                    curvature[layer, i] = expert.get_submodule("curvature")().item()
         device = torch.cuda.current_device()
         shapes = [curvature.shape, temperature.shape, self.max_time.shape]
         highest = torch.cat([curvature.flatten(), temperature, self.max_time]).to(device)
         load = self.load.to(device)
         dist.all_reduce(highest, op=dist.ReduceOp.MAX)
         dist.all_reduce(load)
+        parts = highest.cpu().split([shape.numel() for shape in shapes])
         curvature, temperature, max_time = (
-            part.view(shape)
-            for part, shape in zip(highest.cpu().split([s.numel() for s in shapes]), shapes, strict=True)
+            part.view(shape) for part, shape in zip(parts, shapes, strict=True)
         )
         share = load.cpu() / load.cpu().sum(-1, keepdim=True).clamp_min(1)
-        self._write(_scalars(share, curvature, temperature, max_time), get_args().curr_iteration + 1)
+        self._write(
+            _scalars(share, curvature, temperature, max_time), get_args().curr_iteration + 1
+        )
         self.load.zero_()
         self.max_time.zero_()
 
@@ -105,7 +107,9 @@ def _numbered(model: list[torch.nn.Module]) -> list[tuple[int, Any]]:
     return found
 
 
-def _scalars(share: Tensor, curvature: Tensor, temperature: Tensor, max_time: Tensor) -> dict[str, float]:
+def _scalars(
+    share: Tensor, curvature: Tensor, temperature: Tensor, max_time: Tensor
+) -> dict[str, float]:
     """Values by TensorBoard name; zero means that a layer has no such thing."""
     scalars: dict[str, float] = {}
     for layer in range(len(max_time)):

@@ -18,9 +18,7 @@ def test_bf16_mixture_logs_its_geometry(tmp_path):
     assert trained[6] < trained[1]
     assert len(re.findall(r"helm at iteration \d+: .*curvature", output)) == 3
     events = EventAccumulator(str(tmp_path)).Reload()
-    curvatures = [
-        events.Scalars(f"curvature/layer-2-expert-{e}")[0].value for e in range(4)
-    ]
+    curvatures = [events.Scalars(f"curvature/layer-2-expert-{e}")[0].value for e in range(4)]
     assert curvatures == pytest.approx([0.3, 0.867, 1.433, 2.0], rel=0.05)
     for name in ("max-time/layer-1", "attention-temperature/layer-2", "expert-load-max/layer-2"):
         assert [event.step for event in events.Scalars(name)] == [2, 4, 6]
