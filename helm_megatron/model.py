@@ -21,11 +21,23 @@ class HELMModel(GPTModel):
 
     def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
-        if self.pre_process and config.helm.embedding == "lorentz":
-            self.embedding.register_forward_hook(to_hidden_curvature)
+        if self.pre_process:
+            self._join_embedding()
         if self.post_process:
             column = leaves_of(config).column
             self.output_layer: Any = lorentz_output_layer(column, self.output_layer, config)
+
+    def _join_embedding(self) -> None:
+        """Bring points of the embedding's hyperboloid to the hidden one, as the release does.
+
+        A `lorentz` table is rescaled. A `euclidean` one keeps its space coordinates, and its own
+        time in the first residual; the norms before have no use for the time.
+        """
+        helm = self.config.helm
+        if helm.embedding == "lorentz":
+            self.embedding.register_forward_hook(to_hidden_curvature)
+        elif helm.embedding_curvature != helm.curvature and len(self.decoder.layers) > 0:
+            self.decoder.layers[0].self_attn_bda.input_curvature = helm.embedding_curvature
 
 
 def build_model(

@@ -6,7 +6,7 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from helm_megatron import platform  # noqa: E402
+from helm_megatron import platform
 
 platform.setup()  # before any test imports megatron
 

@@ -1,8 +1,8 @@
 """Attention cores: Lorentz attention as dot-product attention on augmented heads, and its twin.
 
 The scores of Lorentz attention, (2c + 2<q,k>) / tau, are up to a constant a dot product of
-q' = (2/tau) (-q_t, q_s) and k' = (k_t, k_s), and the centroid needs only sum_j p_j (v_t, v_s). So any
-dot-product kernel computes it exactly, in memory linear in the sequence, followed by one
+q' = (2/tau) (-q_t, q_s) and k' = (k_t, k_s), and the centroid needs only sum_j p_j (v_t, v_s). So
+any dot-product kernel computes it exactly, in memory linear in the sequence, followed by one
 normalization per head.
 """
 
@@ -129,10 +129,12 @@ class DotProductAttention(MegatronModule):
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         width = max(q.shape[-1], v.shape[-1])
         # Fused kernels want one width; zeros change nothing.
-        padded = [F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v)]
+        q, k, padded_v = (F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
         with _dropout_rng(self):
             out = F.scaled_dot_product_attention(
-                *padded,
+                q,
+                k,
+                padded_v,
                 attn_mask=None if attention_mask is None else ~attention_mask,
                 dropout_p=self.dropout if self.training else 0.0,
                 is_causal=attention_mask is None,

@@ -1,7 +1,7 @@
 """Token embedding: Megatron's vocabulary-parallel table, read as space coordinates.
 
-A `euclidean` table needs nothing more: the hidden point has the same space coordinates, as in the
-released code (`project_emb`). A `lorentz` table holds points of its own hyperboloid.
+A `euclidean` table needs nothing more: the point has the same space coordinates, as in the released
+code (`project_emb`). A `lorentz` table holds points to be rescaled.
 """
 
 from __future__ import annotations

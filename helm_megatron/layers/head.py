@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-
+import torch
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
@@ -47,7 +47,9 @@ class FinalProjectionNorm(MegatronModule):
         return self.norm(lorentz.rescale(y, helm.curvature, helm.output_curvature))
 
 
-def lorentz_output_layer(linear: type, euclidean: torch.nn.Module, config: TransformerConfig) -> Any:
+def lorentz_output_layer(
+    linear: type, euclidean: torch.nn.Module, config: TransformerConfig
+) -> Any:
     """The vocabulary-parallel output layer built around the weight of Megatron's own.
 
     `euclidean` is the output layer that GPTModel has made; its weight (None if it is tied to the

@@ -37,7 +37,11 @@ def add_time_term(y: Tensor, time: Tensor, time_weight: Tensor, bias: Tensor | N
     return out.to(y.dtype)
 
 
-class _LorentzColumn:
+# Base of the mixins to the type checker: some backend's linear. At run time each is mixed with one.
+_Linear: Any = object
+
+
+class _LorentzColumn(_Linear):
     """Mixin over a column-parallel linear: output features are sharded, and so are w_t and b.
 
     `curvature` is that of the input; a call may override it (experts have their own).
@@ -98,10 +102,12 @@ class _LorentzColumn:
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
     ) -> dict:
-        return _shard(self, prefix, sharded_offsets, metadata, {"weight": 0, "bias": 0, "time_weight": 0})
+        return _shard(
+            self, prefix, sharded_offsets, metadata, {"weight": 0, "bias": 0, "time_weight": 0}
+        )
 
 
-class _LorentzRow:
+class _LorentzRow(_Linear):
     """Mixin over a row-parallel linear: the input is sharded, so |x|^2 is a sum over ranks.
 
     w_t and b are replicated and act on the summed output.
@@ -173,13 +179,13 @@ class ReplicatedLinear(torch.nn.Module):
         self.weight = Parameter(weight)
         if config.perform_initialization:
             init_method(self.weight)
-        self.weight.sequence_parallel = config.sequence_parallel
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, input_: Tensor) -> tuple[Tensor, None]:
         return F.linear(input_, self.weight), None
 
 
-class _LorentzReplicated:
+class _LorentzReplicated(_Linear):
     """Mixin over a linear that is whole on every rank."""
 
     def __init__(
@@ -199,7 +205,7 @@ class _LorentzReplicated:
         return add_time_term(y, time, self.time_weight, self.bias), None
 
 
-class _HeadsRow:
+class _HeadsRow(_Linear):
     """Mixin over a row-parallel linear that takes whole ambient heads, `[s, b, heads (1 + v)]`.
 
     The heads carry their times, so it is a plain linear, wider than Megatron's by one a head.

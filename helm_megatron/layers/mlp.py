@@ -6,13 +6,17 @@ the gated time weight is added.
 
 from __future__ import annotations
 
+from typing import Any
+
 from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.moe.shared_experts import SharedExpertMLP
 
 from helm_megatron.layers.linear import shard_gated_time_weight
 
+_MLP: Any = object  # to the type checker; at run time the mixin stands before an MLP
 
-class _GatedTimeWeight:
+
+class _GatedTimeWeight(_MLP):
     """Mixin over Megatron's MLP: checkpoints of fc1's time weight load under any TP."""
 
     def sharded_state_dict(

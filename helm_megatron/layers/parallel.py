@@ -1,6 +1,6 @@
 """Tensor-parallel helpers of the leaves: parameters, and per-token scalars entering or leaving.
 
-A per-token scalar (a time coordinate, a squared norm) takes the way of the activation it belongs to.
+A per-token scalar (a time coordinate, a squared norm) goes the way of its activation.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def replicated_parameter(config: TransformerConfig, size: int, value: float) -> 
     over the tensor-parallel group (`sequence_parallel`).
     """
     parameter = filled_parameter(config, size, value)
-    parameter.sequence_parallel = config.sequence_parallel
+    parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
     return parameter
 
 
@@ -42,7 +42,7 @@ def mark_like(parameter: Parameter, weight: Parameter | None, stride: int | None
 
     With a stride the parameter is sharded along its only dimension as the weight's rows are.
     """
-    parameter.allreduce = getattr(weight, "allreduce", True)
+    parameter.allreduce = getattr(weight, "allreduce", True)  # type: ignore[attr-defined]
     if stride is not None:
         set_tensor_model_parallel_attributes(parameter, True, 0, stride)
 

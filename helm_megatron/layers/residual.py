@@ -29,18 +29,24 @@ class LorentzResidual(MegatronModule):
         learn_scale: bool | None = None,
     ) -> None:
         super().__init__(config)
+        # Of x, where it is not the hidden one: that of the embeddings in the first residual.
+        self.input_curvature: float | None = None
         self.scale = ambient_residual_scale(config) if scale is None else scale
         self.weight = replicated_parameter(config, 1, 1.0)
         learned = config.helm.learn_residual_scale if learn_scale is None else learn_scale
-        if learned:
-            self.log_scale = replicated_parameter(config, 1, math.log(self.scale))
-        else:
-            self.log_scale = None
+        self.log_scale = replicated_parameter(config, 1, math.log(self.scale)) if learned else None
 
     def combine(self, x: Tensor, f: Tensor) -> Tensor:
         """The residual point of x and f, `[.., d]`."""
-        scale = self.scale if self.log_scale is None else lorentz.at_least_fp32(self.log_scale).exp()
-        return lorentz.residual(x, f, self.weight, scale, self.config.helm.curvature)
+        scale: lorentz.Scalar = self.scale
+        if self.log_scale is not None:
+            scale = lorentz.at_least_fp32(self.log_scale).exp()
+        c = self.config.helm.curvature
+        if self.input_curvature is None:
+            return lorentz.residual(x, f, self.weight, scale, c)
+        time = lorentz.time(x, self.input_curvature) + self.weight * lorentz.time(f, c)
+        space = lorentz.at_least_fp32(x) + self.weight * lorentz.at_least_fp32(f)
+        return (scale * lorentz.normalize(time, space, c)).to(x.dtype)
 
     def forward(self, training: bool, fused: bool) -> Callable[..., Tensor]:
         """Megatron's protocol: returns the function of ((f, bias), x, dropout probability)."""
@@ -57,4 +63,3 @@ class LorentzResidual(MegatronModule):
         if bias is not None:
             f = f + bias
         return self.combine(x, F.dropout(f, dropout, training))
-

@@ -6,7 +6,6 @@ m_t^2 - |m_s|^2 cancels.
 
 from __future__ import annotations
 
-
 import torch
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor
@@ -19,17 +18,16 @@ from helm_megatron.layers.residual import LorentzResidual
 _CENTROID_EPS = 1e-8
 
 
-def weighted_ambient(points: Tensor, weights: Tensor, c: float) -> Tensor:
-    """g (y_s, y_t) of points `[n, d]` of L_c and weights `[n]`, as `[n, d + 1]` in fp32."""
-    ambient = torch.cat([at_least_fp32(points), lorentz.time(points, c)], dim=-1)
-    return ambient * at_least_fp32(weights).unsqueeze(-1)
+def ambient(points: Tensor, c: float) -> Tensor:
+    """(y_s, y_t) of points `[n, d]` of L_c, as `[n, d + 1]` in fp32."""
+    return torch.cat([at_least_fp32(points), lorentz.time(points, c)], dim=-1)
 
 
 def centroid(total: Tensor, shared: Tensor | None, c: float) -> Tensor:
     """The centroid of HELM (paper, section on MiCE): sqrt(c) m_s / sqrt(-<m,m>).
 
-    m is the weighted ambient sum `total` `[.., d + 1]` plus the shared expert's point `[.., d]`, whose
-    weight is 1. Returns space coordinates `[.., d]`.
+    m is the weighted ambient sum `total` `[.., d + 1]` plus the shared expert's point `[.., d]`,
+    whose weight is 1. Returns space coordinates `[.., d]`.
     """
     space, time = total[..., :-1], total[..., -1:]
     if shared is not None:
@@ -38,7 +36,7 @@ def centroid(total: Tensor, shared: Tensor | None, c: float) -> Tensor:
 
 
 def fold(points: Tensor, weights: Tensor, c: float) -> Tensor:
-    """The released sum of chosen experts: residuals of scale 2, from the origin, in the order given.
+    """The released sum of chosen experts: residuals of scale 2, from the origin, in given order.
 
     points `[tokens, k, d]`, weights `[tokens, k]`; returns `[tokens, d]` in fp32.
     """

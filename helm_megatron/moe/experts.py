@@ -23,8 +23,8 @@ from helm_megatron.moe.curvature import ExpertCurvature
 class MiceExpert(LorentzMLP):
     """One expert: brought from L_c to L_{c_e}, gated feed-forward there, and back.
 
-    x' = x sqrt(c_e / c);  h = silu(W1 x') * (W3 x');  y = W2 h;  out = y sqrt(c / c_e), with time(x'),
-    time(h) and time(y) at c_e.
+    x' = x sqrt(c_e / c);  h = silu(W1 x') * (W3 x');  y = W2 h;  out = y sqrt(c / c_e), with the
+    times of x', h and y at c_e.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class MiceExpert(LorentzMLP):
         mark_like(self.curvature.raw, self.linear_fc1.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Points of L_c, `[tokens, hidden]`, to points of L_c; whole on every rank of the expert."""
+        """Points of L_c `[tokens, hidden]` to points of L_c; whole on every rank of the expert."""
         c, c_e = self.config.helm.curvature, self.curvature()
         # Up to fc1 each rank's gradient covers its own features only.
         c_in = copy_to_tensor_model_parallel_region(c_e, group=self.tp_group)
@@ -58,7 +58,8 @@ class MiceExperts(SequentialMLP):
         num_local_experts: int,
         config: TransformerConfig,
         submodules: MLPSubmodules,
-        pg_collection: ProcessGroupCollection | None = None,
+        *,
+        pg_collection: ProcessGroupCollection,
         name: str | None = None,
     ) -> None:
         # Megatron's MLP takes the width of fc2 from the config.
@@ -79,4 +80,6 @@ class MiceExperts(SequentialMLP):
     def forward(self, tokens: Tensor, tokens_per_expert: Tensor) -> Tensor:
         """Apply each expert to its run of `tokens` `[n, hidden]`, sorted by expert."""
         runs = tokens.split(tokens_per_expert.tolist())
-        return torch.cat([expert(run) for expert, run in zip(self.local_experts, runs, strict=True)])
+        return torch.cat(
+            [expert(run) for expert, run in zip(self.local_experts, runs, strict=True)]
+        )

@@ -55,8 +55,8 @@ class MiceLayer(MoELayer):
         self, hidden_states: Tensor, probs: Tensor, routing_map: Tensor
     ) -> tuple[Tensor, Tensor]:
         tokens, probs = super().preprocess(hidden_states, probs, routing_map)
-        # One weight for every row that will come back, in the order of the rows.
-        self.row_weights = probs if self.rows_return else None
+        # With `rows_return` one weight for every row that will come back, in the rows' order.
+        self.row_weights = probs
         return tokens, probs
 
     def routed_experts_compute(self, hidden_states: Tensor, probs: Tensor) -> tuple[Tensor, None]:
@@ -65,19 +65,22 @@ class MiceLayer(MoELayer):
         )
         y = self.experts(tokens, tokens_per_expert)
         if not self.rows_return:
-            y = combine.weighted_ambient(y, weights, self.config.helm.curvature)
+            y = combine.ambient(y, self.config.helm.curvature)
             _widen(self.token_dispatcher, "hidden_shape_before_permute")
         if self.experts.tp_group.size() > 1:
             y = _OneShareOf.apply(y, self.experts.tp_group.size())
+        if not self.rows_return:
+            # After the share is taken: the dispatcher sums the replicas' gradients of the weights.
+            y = y * at_least_fp32(weights).unsqueeze(-1)
         return self.token_dispatcher.combine_preprocess(y), None
 
     def postprocess(self, output: Tensor, shared_expert_output: Tensor | None) -> Tensor:
         dispatcher, c = self.token_dispatcher, self.config.helm.curvature
         dtype = shared_expert_output.dtype if shared_expert_output is not None else output.dtype
-        if self.config.helm.mice_combine == "reference":
+        if self.config.helm.mice_combine == "reference" and shared_expert_output is not None:
             return self._reference_combination(output, shared_expert_output).to(dtype)
         if self.rows_return:
-            output = combine.weighted_ambient(output, self.row_weights, c)
+            output = combine.ambient(output, c) * self.row_weights.unsqueeze(-1)
             _widen(dispatcher, "hidden_shape_before_permute")
         _widen(dispatcher, "hidden_shape")
         total = dispatcher.combine_postprocess(output)

@@ -28,9 +28,7 @@ class MiceRouter(TopKRouter):
             zeros = torch.zeros(config.num_moe_experts, device=self.weight.device)
             self.register_buffer("expert_bias", zeros)
 
-    def routing(
-        self, logits: Tensor, padding_mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def routing(self, logits: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits `[s, b, experts]` to combination weights and routing map, `[s*b, experts]`."""
         if self.config.helm.mice_routing != "reference":
             return super().routing(logits, padding_mask)
@@ -58,7 +56,7 @@ class MiceRouter(TopKRouter):
         return logits.sigmoid() if self.score_function == "sigmoid" else logits.softmax(dim=-1)
 
     def select(self, scores: Tensor) -> Tensor:
-        """Indices of the chosen experts `[tokens, k]`: the best biased scores of the best groups."""
+        """Indices of the chosen experts, `[tokens, k]`: best biased scores of the best groups."""
         biased = scores.detach() + self.expert_bias.to(scores.dtype)
         groups = self.config.moe_router_num_groups or 1
         if groups > 1:
@@ -68,3 +66,11 @@ class MiceRouter(TopKRouter):
             dropped = torch.ones_like(group_scores, dtype=torch.bool).scatter(1, kept, False)
             biased = by_group.masked_fill(dropped.unsqueeze(-1), -torch.inf).flatten(1)
         return biased.topk(self.topk, dim=-1).indices
+
+
+def reference_bias_update(bias: Tensor, counts: Tensor, rate: float) -> Tensor:
+    """The released step of the selection bias `[experts]`, after the choices `counts` of a batch.
+
+    In proportion to how far an expert's share is from an equal one; Megatron takes the sign only.
+    """
+    return bias + rate * (1 / counts.numel() - counts / counts.sum())
