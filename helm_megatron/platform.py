@@ -183,19 +183,20 @@ class Event(torch.cpu.Event):
         super().__init__()
 
 
-def _peak_memory(*args: Any, **kwargs: Any) -> int:
-    """Peak resident memory of this process in bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
 def _memory(*args: Any, **kwargs: Any) -> int:
-    """Resident memory of this process in bytes; its peak where /proc does not tell."""
+    """Resident memory of this process in bytes; 0 where /proc does not tell."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * resource.getpagesize()
     except OSError:
-        return _peak_memory()
+        return 0
+
+
+def _peak_memory(*args: Any, **kwargs: Any) -> int:
+    """Peak resident memory of this process in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return max(peak, _memory())  # the kernel keeps the peak less exactly
 
 
 def _machine_memory(*args: Any, **kwargs: Any) -> tuple[int, int]:

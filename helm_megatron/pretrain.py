@@ -25,6 +25,7 @@ from helm_megatron import platform
 from helm_megatron.analysis.monitor import Monitor
 from helm_megatron.arguments import ArgumentError, add_helm_args, check_args, config_from_args
 from helm_megatron.builder import HelmModelConfig
+from helm_megatron.checkpoint import reshard
 from helm_megatron.data.batch import next_batch, train_valid_test_datasets
 
 
@@ -94,6 +95,9 @@ def forward_step(
 
 def main() -> None:
     """Parse the command line and train."""
+    # What Megatron's wheel needs mended on every device; without CUDA the platform has done it.
+    platform.use_compiled_helpers()
+    reshard.install()
     args = checked_args()
     if args.reset_attention_mask:
         args.create_attention_mask_in_dataloader = True
