@@ -1,7 +1,7 @@
 """Attention cores: Lorentz attention as dot-product attention on augmented heads, and its twin.
 
 The scores of Lorentz attention, (2c + 2<q,k>) / tau, are up to a constant a dot product of
-q' = (2/tau) (-q_t, q_s) and k' = (k_t, k_s), and the centroid needs only sum_j p_j (v_t, v_s). So
+q' = (2/tau) (q_s, -q_t) and k' = (k_s, k_t), and the centroid needs only sum_j p_j (v_s, v_t). So
 any dot-product kernel computes it exactly, in memory linear in the sequence, followed by one
 normalization per head.
 """
@@ -41,8 +41,23 @@ def split_time(time: Tensor, dtype: torch.dtype) -> list[Tensor]:
     return [high, (time - high.to(time.dtype)).to(dtype)]
 
 
+def augmented_width(dtype: torch.dtype, d: int, lanes: int) -> int:
+    """Width of a head of d space coordinates with its time lanes.
+
+    In low precision up to a multiple of 8, for fused kernels; else one lane carries the time.
+    """
+    return d + 1 if torch.finfo(dtype).bits >= 32 else -(-(d + lanes) // 8) * 8
+
+
+def _augmented(space: Tensor, *lanes: Tensor) -> Tensor:
+    """Space coordinates, then time lanes, then zeros up to the width of the kernel."""
+    d = space.shape[-1]
+    zeros = augmented_width(space.dtype, d, len(lanes)) - d - len(lanes)
+    return F.pad(torch.cat([space, *lanes], dim=-1), (0, zeros))
+
+
 def augment_query(q: Tensor, tau: Tensor, c: Scalar) -> Tensor:
-    """(2/tau) (-q_t, q_s) of q `[.., d]`, with the lanes that go with `augment_key`.
+    """(2/tau) (q_s, -q_t) of q `[.., d]`, with the lanes that go with `augment_key`.
 
     The time is taken of the scaled and rounded space part, so the query lies on its hyperboloid
     of curvature c (2/tau)^2 exactly.
@@ -51,20 +66,20 @@ def augment_query(q: Tensor, tau: Tensor, c: Scalar) -> Tensor:
     scaled = (at_least_fp32(q) * factor).to(q.dtype)
     lanes = split_time(lorentz.time(scaled, c * factor * factor), q.dtype)
     if len(lanes) == 1:
-        return torch.cat([-lanes[0], scaled], dim=-1)
+        return _augmented(scaled, -lanes[0])
     high, low = lanes
-    return torch.cat([-high, -high, -low, scaled], dim=-1)
+    return _augmented(scaled, -high, -high, -low)
 
 
 def augment_key(k: Tensor, c: Scalar) -> Tensor:
-    """(k_t, k_s) of k `[.., d]`; in low precision the time as (high, low, high)."""
+    """(k_s, k_t) of k `[.., d]`; in low precision the time as (high, low, high)."""
     lanes = split_time(lorentz.time(k, c), k.dtype)
-    return torch.cat([*lanes, lanes[0], k] if len(lanes) == 2 else [*lanes, k], dim=-1)
+    return _augmented(k, *lanes, lanes[0]) if len(lanes) == 2 else _augmented(k, *lanes)
 
 
 def augment_value(v: Tensor, c: Scalar, shift: Tensor | float = 0.0) -> Tensor:
-    """(v_t - shift, v_s) of v `[.., d]`; in low precision the time as (high, low)."""
-    return torch.cat([*split_time(lorentz.time(v, c) - shift, v.dtype), v], dim=-1)
+    """(v_s, v_t - shift) of v `[.., d]`; in low precision the time as (high, low)."""
+    return _augmented(v, *split_time(lorentz.time(v, c) - shift, v.dtype))
 
 
 def time_shift(v: Tensor, c: Scalar) -> Tensor | float:
@@ -80,10 +95,10 @@ def time_shift(v: Tensor, c: Scalar) -> Tensor | float:
 
 
 def ambient_centroid(m: Tensor, d: int, c: Scalar, shift: Tensor | float = 0.0) -> Tensor:
-    """Normalize sums of augmented values `[.., lanes + d]` to ambient points `[.., 1 + d]`."""
+    """Normalize sums of augmented values `[.., d + lanes]` to ambient points `[.., 1 + d]`."""
     wide = at_least_fp32(m)
-    m_time = wide[..., :-d].sum(-1, keepdim=True) + shift
-    space = lorentz.normalize(m_time, wide[..., -d:], c, eps=_CENTROID_EPS[wide.dtype])
+    m_time = wide[..., d:].sum(-1, keepdim=True) + shift
+    space = lorentz.normalize(m_time, wide[..., :d], c, eps=_CENTROID_EPS[wide.dtype])
     return torch.cat([lorentz.time(space, c), space], dim=-1).to(m.dtype)
 
 
@@ -176,7 +191,6 @@ class LorentzAttention(MegatronModule):
         if softmax_scale is not None:
             tau /= softmax_scale * math.sqrt(d)
         self.temperature = filled_parameter(config, 1, tau)
-        lanes = 1 if torch.finfo(config.params_dtype).bits >= 32 else 3
         self.kernel = self.kernel_class(
             config,
             layer_number,
@@ -184,8 +198,8 @@ class LorentzAttention(MegatronModule):
             attention_type,
             attention_dropout=attention_dropout,
             softmax_scale=1.0,
-            k_channels=d + lanes,
-            v_channels=self.v_channels + min(lanes, 2),
+            k_channels=augmented_width(config.params_dtype, d, lanes=3),
+            v_channels=augmented_width(config.params_dtype, self.v_channels, lanes=2),
             cp_comm_type=cp_comm_type,
             pg_collection=pg_collection,
         )
@@ -229,7 +243,10 @@ def lorentz_attention(kernel: type) -> type:
 
 
 def _dropout_rng(core: DotProductAttention) -> Any:
-    """Heads on different tensor-parallel ranks must draw different dropout masks."""
-    if core.dropout and core.training:
+    """Heads on different tensor-parallel ranks must draw different dropout masks.
+
+    With sequence parallelism the whole layer already runs under such a random state.
+    """
+    if core.dropout and core.training and not core.config.sequence_parallel:
         return tensor_parallel.get_cuda_rng_tracker().fork()
     return contextlib.nullcontext()

@@ -3,6 +3,7 @@
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -36,9 +37,9 @@ class Run:
     output: TextIO
 
     def kill(self):
-        """kill -9 every rank."""
+        """kill -9 every rank and what it has started (checkpoint writers)."""
         for rank in self.ranks:
-            rank.kill()
+            os.killpg(rank.pid, signal.SIGKILL)
             rank.wait()
 
 
@@ -55,6 +56,7 @@ def start(*flags, processes=1):
             stdout=write,
             stderr=subprocess.STDOUT,
             cwd=ROOT,
+            start_new_session=True,
             env=env | {"RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": str(processes)},
         )
         for r in range(processes)

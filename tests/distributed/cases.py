@@ -1,0 +1,198 @@
+"""The models and the layouts that the distributed tests combine; imports no Megatron."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+VOCABULARY = 32
+SEQUENCE = 12
+MICRO_BATCH = 2
+# Two microbatches at data-parallel size 1, one at 2: Megatron's balance loss is of a microbatch.
+GLOBAL_BATCH = 4
+
+
+@dataclass(frozen=True)
+class Model:
+    """A tiny model: fields of Megatron's config, of `HelmConfig`, and arguments of GPTModel."""
+
+    name: str
+    config: dict[str, Any]
+    helm: dict[str, Any]
+    latent: bool = False
+    arguments: dict[str, Any] = field(default_factory=dict)
+    dtype: str = "float32"
+    # Take torch's cross entropy of gathered logits: Megatron's vocabulary-parallel one is fp32.
+    own_loss: bool = False
+    # Megatron's optimizers clip fp32 gradients only.
+    training_steps: int = 20
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How many processes, and how the model is spread over them."""
+
+    name: str
+    world: int = 1
+    tensor: int = 1
+    pipeline: int = 1
+    virtual: int | None = None
+    expert: int = 1
+    # Tensor parallelism within experts; Megatron's default is that of the rest.
+    expert_tensor: int | None = None
+    sequence: bool = False
+    distributed_optimizer: bool = False
+    dispatcher: str = "alltoall"
+    recompute: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def data(self) -> int:
+        """The data-parallel size."""
+        return self.world // (self.tensor * self.pipeline)
+
+
+BASE = {
+    "num_layers": 2,
+    "hidden_size": 16,
+    "ffn_hidden_size": 24,
+    "num_attention_heads": 4,
+    "add_bias_linear": False,
+    "gated_linear_unit": True,
+    "normalization": "RMSNorm",
+    "transformer_impl": "local",
+    "attention_dropout": 0.0,
+    "hidden_dropout": 0.0,
+    "bias_activation_fusion": False,
+    "bias_dropout_fusion": False,
+    "init_method_std": 0.3,
+}
+LATENT = {
+    **BASE,
+    "kv_lora_rank": 12,
+    "qk_head_dim": 8,
+    "qk_pos_emb_head_dim": 4,
+    "v_head_dim": 6,
+    "rope_type": "rope",
+}
+MOE = {
+    "num_moe_experts": 4,
+    "moe_router_topk": 2,
+    "moe_ffn_hidden_size": 8,
+    "moe_shared_expert_intermediate_size": 8,
+    "moe_layer_freq": [0, 1],
+    "moe_aux_loss_coeff": 1e-2,
+    "moe_router_load_balancing_type": "aux_loss",
+}
+SIGMOID = {
+    "moe_router_score_function": "sigmoid",
+    "moe_router_enable_expert_bias": True,
+    "moe_router_load_balancing_type": "seq_aux_loss",
+}
+# No curvature is 1, and none equals another.
+CURVED = {"curvature": 1.3, "output_curvature": 0.8}
+SPREAD = {**CURVED, "mice_curvature_init": (0.5, 2.0)}
+
+HELM_D = Model(
+    "helm-d",
+    {**BASE, "num_query_groups": 2},
+    {
+        **CURVED,
+        "embedding": "lorentz",
+        "embedding_curvature": 0.6,
+        "residual_scale": 4.0,
+        "learn_residual_scale": True,
+    },
+)
+HELM_D_TIED = Model(
+    "helm-d-tied",
+    {**BASE, "num_query_groups": 2},
+    {**CURVED, "linear_bias": False},
+    arguments={"share_embeddings_and_output_weights": True},
+)
+HMLA_DENSE = Model("hmla-dense", {**LATENT, "q_lora_rank": 10}, CURVED, latent=True)
+MICE = Model("mice", {**LATENT, **MOE, "q_lora_rank": None}, SPREAD, latent=True)
+MICE_Q_LORA = Model(
+    "mice-q-lora", {**LATENT, **MOE, **SIGMOID, "q_lora_rank": 10}, SPREAD, latent=True
+)
+MICE_DEEP = Model(
+    "mice-deep",
+    {**LATENT, **MOE, "q_lora_rank": 10, "num_layers": 4, "moe_layer_freq": [0, 1, 1, 1]},
+    SPREAD,
+    latent=True,
+)
+MICE_REFERENCE = Model(
+    "mice-reference",
+    {**LATENT, **MOE, **SIGMOID, "q_lora_rank": 10},
+    {
+        **SPREAD,
+        "mice_combine": "reference",
+        "mice_routing": "reference",
+        "mice_learn_curvature": False,
+    },
+    latent=True,
+)
+# Megatron's own routing takes softmax and sigmoid in fp32, the released rule in the logits' type.
+_FP64 = {"dtype": "float64", "own_loss": True, "training_steps": 0}
+HELM_D_FP64 = Model("helm-d-fp64", HELM_D.config, HELM_D.helm, **_FP64)
+MICE_FP64 = Model(
+    "mice-fp64",
+    {**MICE_Q_LORA.config, "moe_router_dtype": "fp64"},
+    {**SPREAD, "mice_routing": "reference"},
+    latent=True,
+    **_FP64,
+)
+
+ONE = Layout("one-process")
+TP2 = Layout("tp2", 2, tensor=2)
+TP2_SP = Layout("tp2-sp", 2, tensor=2, sequence=True)
+PP2 = Layout("pp2", 2, pipeline=2)
+PP2_VPP2 = Layout("pp2-vpp2", 2, pipeline=2, virtual=2)
+DP2 = Layout("dp2", 2)
+DP2_OPTIMIZER = Layout("dp2-distributed-optimizer", 2, distributed_optimizer=True)
+EP2 = Layout("ep2", 2, expert=2)
+EP2_OPTIMIZER = Layout("ep2-distributed-optimizer", 2, expert=2, distributed_optimizer=True)
+EP2_ALLGATHER = Layout("ep2-allgather", 2, expert=2, dispatcher="allgather")
+EP4 = Layout("ep4", 4, expert=4)
+# Tensor parallelism with experts: within each of them (the default), or by whole experts.
+TP2_ALLGATHER = Layout("tp2-sp-allgather", 2, tensor=2, sequence=True, dispatcher="allgather")
+TP2_ETP1 = Layout("tp2-sp-etp1", 2, tensor=2, sequence=True, expert_tensor=1)
+TP2_ETP1_EP2 = Layout("tp2-sp-etp1-ep2", 2, tensor=2, sequence=True, expert_tensor=1, expert=2)
+TP2_EP2 = Layout("tp2-sp-ep2", 4, tensor=2, sequence=True, expert=2)
+TP2_EP2_ALLGATHER = Layout(
+    "tp2-sp-ep2-allgather", 4, tensor=2, sequence=True, expert=2, dispatcher="allgather"
+)
+TP2_PP2 = Layout("tp2-sp-pp2", 4, tensor=2, pipeline=2, sequence=True)
+RECOMPUTE = Layout(
+    "recompute-layers",
+    recompute={
+        "recompute_granularity": "full",
+        "recompute_method": "uniform",
+        "recompute_num_layers": 1,
+    },
+)
+RECOMPUTE_PARTS = Layout(
+    "recompute-parts",
+    recompute={
+        "recompute_granularity": "selective",
+        # What Megatron can recompute without Transformer Engine.
+        "recompute_modules": ["core_attn", "mlp", "moe", "shared_experts"],
+    },
+)
+
+CASES = [
+    *((HELM_D, layout) for layout in (TP2, TP2_SP, PP2, DP2_OPTIMIZER, TP2_PP2, RECOMPUTE)),
+    *((HELM_D_TIED, layout) for layout in (TP2_SP, PP2)),
+    *((HMLA_DENSE, layout) for layout in (TP2, TP2_SP)),
+    *((MICE, layout) for layout in (TP2_SP, DP2, EP2, EP2_ALLGATHER, TP2_ALLGATHER)),
+    (MICE, TP2_ETP1_EP2),
+    *((MICE_Q_LORA, layout) for layout in (TP2_SP, PP2, EP2, TP2_EP2, EP2_OPTIMIZER, TP2_ETP1)),
+    *((MICE_Q_LORA, layout) for layout in (RECOMPUTE, RECOMPUTE_PARTS)),
+    (MICE_DEEP, PP2_VPP2),
+    *((MICE_REFERENCE, layout) for layout in (TP2_SP, EP2)),
+]
+FP64_CASES = [
+    *((HELM_D_FP64, layout) for layout in (TP2, TP2_SP, PP2, DP2_OPTIMIZER)),
+    *((MICE_FP64, layout) for layout in (TP2_SP, EP2, EP2_ALLGATHER, TP2_ETP1_EP2, TP2_EP2)),
+    (MICE_FP64, TP2_EP2_ALLGATHER),
+]
+SAVED_CASES = [(HELM_D, TP2_PP2), (MICE_Q_LORA, TP2_EP2)]
