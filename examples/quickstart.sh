@@ -6,13 +6,13 @@
 # validation loss with the unigram entropy. Run again, it goes on where it was; `make clean` and it
 # starts over.
 #
-# Variables: RUN_DIR (runs/quickstart), PYTHON (.venv/bin/python), ITERATIONS (200; an even number).
+# Variables: RUN_DIR (runs/quickstart), PYTHON (.venv/bin/python), ITERATIONS (400; an even number).
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
 RUN_DIR=${RUN_DIR:-runs/quickstart}
 PYTHON=${PYTHON:-.venv/bin/python}
-ITERATIONS=${ITERATIONS:-200}
+ITERATIONS=${ITERATIONS:-400}
 CORPUS=examples/data/wordnet_glosses.jsonl.gz
 SPLIT=95,5,0
 
