@@ -6,6 +6,7 @@ Every HELM model takes Megatron's own flags; those here say only what Megatron h
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from collections.abc import Iterator
 
 from megatron.core.transformer import TransformerConfig
@@ -239,6 +240,16 @@ def _moe_rules(args: argparse.Namespace) -> Rules:
 
 
 def _layout_rules(args: argparse.Namespace) -> Rules:
+    impl = args.transformer_impl
+    yield (
+        impl not in ("local", "transformer_engine"),
+        f"--transformer-impl {impl}: use local or transformer_engine",
+    )
+    yield (
+        impl == "transformer_engine" and importlib.util.find_spec("transformer_engine") is None,
+        "--transformer-impl transformer_engine: Transformer Engine is not installed; install the "
+        "extra `te`, or pass --transformer-impl local",
+    )
     tp = args.tensor_model_parallel_size
     size = f"--tensor-model-parallel-size {tp}"
     heads = args.num_attention_heads

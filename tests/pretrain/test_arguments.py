@@ -55,6 +55,7 @@ REFUSED = {
         *DENSE, *MICE, "--moe-token-dispatcher-type", "allgather", "--mice-combine", "reference"
     ],
     "--context-parallel-size": [*DENSE, "--context-parallel-size", 2],
+    "--transformer-impl": [*DENSE, "--transformer-impl", "inference_optimized"],
     "--hidden-size": without(DENSE, "--hidden-size", 1),
 }  # fmt: skip
 
