@@ -139,7 +139,7 @@ def check_args(args: argparse.Namespace) -> None:
     for flag in ("hidden_size", "num_attention_heads", "num_layers"):
         if getattr(args, flag) is None:
             raise ArgumentError(f"--{flag.replace('_', '-')} is missing")
-    for rules in (_geometry_rules, _layer_rules, _moe_rules, _layout_rules):
+    for rules in (_geometry_rules, _layer_rules, _moe_rules, _layout_rules, _document_rules):
         for broken, message in rules(args):
             if broken:
                 raise ArgumentError(message)
@@ -270,8 +270,35 @@ def _layout_rules(args: argparse.Namespace) -> Rules:
             tp > 1 and not args.sequence_parallel,
             f"{size} with --num-experts needs --sequence-parallel",
         )
+    if args.sequence_parallel and args.seq_length is not None:
+        cp = args.context_parallel_size
+        yield (
+            args.seq_length % (tp * cp) != 0,
+            f"--seq-length {args.seq_length}: --sequence-parallel needs a multiple of {tp * cp}, "
+            "tensor times context parallel size",
+        )
+
+
+def _document_rules(args: argparse.Namespace) -> Rules:
+    mask, packing = "--reset-attention-mask", "--dataloader-inter-document-masking"
     yield (
-        args.context_parallel_size > 1,
-        f"--context-parallel-size {args.context_parallel_size}: HELM's attention does not split "
-        "the sequence; use 1",
+        args.reset_attention_mask and args.transformer_impl != "local",
+        f"{mask} needs --transformer-impl local: Transformer Engine takes no mask; use {packing}",
+    )
+    if not args.dataloader_inter_document_masking:
+        return
+    yield args.reset_attention_mask, f"{mask}: {packing} keeps documents apart; drop one of them"
+    cp, pp = args.context_parallel_size, args.pipeline_model_parallel_size
+    yield cp > 1, f"{packing}: not with --context-parallel-size {cp}; use {mask}"
+    yield (
+        pp > 1 and args.micro_batch_size > 1,
+        f"{packing}: with pipeline parallelism needs --micro-batch-size 1",
+    )
+    yield (
+        args.num_experts is not None
+        and "seq_aux_loss" in args.moe_router_load_balancing_type
+        and args.sequence_parallel
+        and args.micro_batch_size > 1,
+        f"{packing}: --moe-router-load-balancing-type seq_aux_loss with --sequence-parallel needs "
+        "--micro-batch-size 1",
     )

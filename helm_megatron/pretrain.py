@@ -12,6 +12,8 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
 from megatron.core.enums import ModelType
 from megatron.core.models.gpt import GPTModel
 from megatron.core.rerun_state_machine import get_rerun_state_machine
@@ -58,7 +60,10 @@ def checked_args() -> argparse.Namespace:
 
 
 def loss_of(loss_mask: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Sum of the masked losses, their number, and both for Megatron's log."""
+    """Sum of the masked losses of this rank's tokens, their number, and both for Megatron's log.
+
+    Megatron divides the sum by the number, then averages over the ranks.
+    """
     mask = loss_mask.flatten().float()
     loss = (losses.flatten().float() * mask).sum()
     count = mask.sum().to(torch.int)
@@ -72,6 +77,12 @@ def loss_of(loss_mask: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, dict[str
                 fatal=True,
             )
     report = torch.stack([loss.detach(), count.to(loss.dtype)])
+    if get_args().context_parallel_size > 1 and not get_args().calculate_per_token_loss:
+        # The ranks' numbers may differ: let their average be the mean over the whole sequences.
+        group = parallel_state.get_context_parallel_group()
+        total = count.clone()
+        dist.all_reduce(total, group=group)
+        loss = loss * (count * group.size() / total.clamp(min=1))
     return loss, count, {"lm loss": report}
 
 
@@ -89,6 +100,7 @@ def forward_step(
         batch["attention_mask"],
         labels=batch["labels"],
         loss_mask=batch["loss_mask"],
+        packed_seq_params=batch["packed_seq_params"],
     )
     return output, partial(loss_of, batch["loss_mask"])
 

@@ -16,14 +16,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core import tensor_parallel
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 
 from helm_megatron.geometry import lorentz
 from helm_megatron.geometry.lorentz import Scalar, at_least_fp32
+from helm_megatron.layers.context_parallel import causal_chunks, from_first_rank, gather_sequence
 from helm_megatron.layers.parallel import filled_parameter
 
 # Clamp of |<m,m>| in the centroid, by precision of the computation, as in the released code.
@@ -82,16 +85,17 @@ def augment_value(v: Tensor, c: Scalar, shift: Tensor | float = 0.0) -> Tensor:
     return _augmented(v, *split_time(lorentz.time(v, c) - shift, v.dtype))
 
 
-def time_shift(v: Tensor, c: Scalar) -> Tensor | float:
-    """What to take off the times of v `[s, b, heads, d]` so that their sums round less.
+def time_shift(v: Tensor, c: Scalar, group: Any) -> Tensor | float:
+    """What to take off the times of v `[s, .., heads, d]` so that their sums round less.
 
     The kernel rounds sum_j p_j v_t to v's dtype, and m_t^2 - |m_s|^2 magnifies that error where few
     keys are attended. The weights of a softmax sum to 1, so a constant taken off all times of a
-    head comes off the sum: the mean time leaves the kernel only deviations to round.
+    head comes off the sum: the first token's time, which every query sees, leaves the kernel only
+    differences to round.
     """
     if torch.finfo(v.dtype).bits >= 32:
         return 0.0
-    return lorentz.time(v.detach(), c).mean(dim=0, keepdim=True)
+    return from_first_rank(lorentz.time(v[:1].detach(), c), group)
 
 
 def ambient_centroid(m: Tensor, d: int, c: Scalar, shift: Tensor | float = 0.0) -> Tensor:
@@ -105,8 +109,10 @@ def ambient_centroid(m: Tensor, d: int, c: Scalar, shift: Tensor | float = 0.0) 
 class DotProductAttention(MegatronModule):
     """Causal or masked dot-product attention through torch's fused kernels, O(s) memory.
 
-    Megatron's local core knows neither grouped queries nor key widths other than the value's. It
-    is the Euclidean model's core, and the kernel below the Lorentz one.
+    Megatron's local core knows neither grouped queries, key widths other than the value's,
+    context parallelism nor packed documents. This is the Euclidean model's core, and the kernel
+    below the Lorentz one. Context-parallel ranks gather keys and values, whatever
+    `--cp-comm-type` says.
     """
 
     def __init__(
@@ -125,6 +131,7 @@ class DotProductAttention(MegatronModule):
         super().__init__(config)
         self.softmax_scale = softmax_scale or (k_channels or config.kv_channels) ** -0.5
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
+        self.cp_group = pg_collection.cp
 
     def forward(
         self,
@@ -134,13 +141,30 @@ class DotProductAttention(MegatronModule):
         attention_mask: Tensor | None,
         attn_mask_type: AttnMaskType | None = None,
         attention_bias: Tensor | None = None,
-        packed_seq_params: Any = None,
+        packed_seq_params: PackedSeqParams | None = None,
     ) -> Tensor:
         """q, k `[s, b, heads, d]`, v `[s, b, heads, e]` -> `[s, b, heads * e]`.
 
         The mask `[b or 1, 1, s, s]` is True where attention is blocked and includes causality;
-        without one attention is causal.
+        without one attention is causal. With context parallelism s is the rank's share of the
+        tokens, but the mask's last dimension is the whole sequence. Packed documents come without
+        the dimension b and a mask, and are attended one by one.
         """
+        if packed_seq_params is not None:
+            lengths = document_lengths(packed_seq_params)
+            documents = (x.unsqueeze(1).split(lengths) for x in (query, key, value))
+            parts = [self._attend(*qkv) for qkv in zip(*documents, strict=True)]
+            return torch.cat(parts).squeeze(1)
+        if self.cp_group.size() == 1:
+            return self._attend(query, key, value, attention_mask)
+        key, value = (gather_sequence(x, self.cp_group) for x in (key, value))
+        if attention_mask is not None:
+            return self._attend(query, key, value, attention_mask)
+        chunks = causal_chunks(query, self.cp_group)
+        return torch.cat([self._attend(q, key[:end], value[:end]) for q, end in chunks])
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Any:
+        """The shapes of `forward`; without a mask the last query sees all keys."""
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         width = max(q.shape[-1], v.shape[-1])
         # Fused kernels want one width; zeros change nothing.
@@ -150,13 +174,19 @@ class DotProductAttention(MegatronModule):
                 q,
                 k,
                 padded_v,
-                attn_mask=None if attention_mask is None else ~attention_mask,
+                attn_mask=causal_lower_right(len(query), len(key)) if mask is None else ~mask,
                 dropout_p=self.dropout if self.training else 0.0,
-                is_causal=attention_mask is None,
                 scale=self.softmax_scale,
                 enable_gqa=q.shape[1] != k.shape[1],
             )
         return out[..., : v.shape[-1]].permute(2, 0, 1, 3).flatten(2)
+
+
+def document_lengths(packed_seq_params: PackedSeqParams) -> list[int]:
+    """The number of tokens of each packed document, with its padding."""
+    ends = packed_seq_params.cu_seqlens_q_padded
+    ends = packed_seq_params.cu_seqlens_q if ends is None else ends
+    return ends.diff().tolist()
 
 
 class LorentzAttention(MegatronModule):
@@ -185,7 +215,7 @@ class LorentzAttention(MegatronModule):
         super().__init__(config)
         d = k_channels or config.kv_channels
         self.v_channels = v_channels or config.kv_channels
-        self.tp_group = pg_collection.tp
+        self.tp_group, self.cp_group = pg_collection.tp, pg_collection.cp
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         tau = math.sqrt(config.num_attention_heads * (d + 1))
         if softmax_scale is not None:
@@ -212,15 +242,18 @@ class LorentzAttention(MegatronModule):
         attention_mask: Tensor | None,
         attn_mask_type: AttnMaskType | None = None,
         attention_bias: Tensor | None = None,
-        packed_seq_params: Any = None,
+        packed_seq_params: PackedSeqParams | None = None,
     ) -> Tensor:
-        """q, k `[s, b, heads, d]`, v `[s, b, heads, e]` -> `[s, b, heads * (1 + e)]`."""
+        """q, k `[s, b, heads, d]`, v `[s, b, heads, e]` -> `[s, b, heads * (1 + e)]`.
+
+        Packed documents come without the dimension b, and leave without it.
+        """
         c = self.config.helm.curvature
         # Each rank sees its own heads only; the gradient of tau is the sum over all of them.
         tau = copy_to_tensor_model_parallel_region(self.temperature, group=self.tp_group)
         heads = query.shape[-2]
         # Dropped weights no longer sum to 1.
-        shift = 0.0 if self.dropout and self.training else time_shift(value, c)
+        shift = 0.0 if self.dropout and self.training else time_shift(value, c, self.cp_group)
         v = augment_value(value, c, shift)
         m = self.kernel(
             augment_query(query, tau, c),

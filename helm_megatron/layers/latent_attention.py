@@ -118,3 +118,14 @@ class LatentSelfAttention(MLASelfAttention):
             rotary = copy_to_tensor_model_parallel_region(rotary, group=self.pg_collection.tp)
             kv = torch.cat([latent, rotary], dim=-1)
         return q_compressed, kv
+
+    def _run_core_attention(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+    ) -> Tensor:
+        """Megatron's, but for packed documents, whose heads it trims to the value's width.
+
+        Lorentz heads come out wider, and our cores need no values as wide as the keys.
+        """
+        if kwargs.get("packed_seq_params") is None or self.config.helm.geometry == "euclidean":
+            return super()._run_core_attention(query, key, value, mask, **kwargs)
+        return self.core_attention(query, key, value, mask, **kwargs)

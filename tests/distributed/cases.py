@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 VOCABULARY = 32
-SEQUENCE = 12
+SEQUENCE = 16
 MICRO_BATCH = 2
 # Two microbatches at data-parallel size 1, one at 2: Megatron's balance loss is of a microbatch.
 GLOBAL_BATCH = 4
@@ -41,6 +41,7 @@ class Layout:
     # Tensor parallelism within experts; Megatron's default is that of the rest.
     expert_tensor: int | None = None
     sequence: bool = False
+    context: int = 1
     distributed_optimizer: bool = False
     dispatcher: str = "alltoall"
     recompute: dict[str, Any] = field(default_factory=dict)
@@ -48,7 +49,7 @@ class Layout:
     @property
     def data(self) -> int:
         """The data-parallel size."""
-        return self.world // (self.tensor * self.pipeline)
+        return self.world // (self.tensor * self.pipeline * self.context)
 
 
 BASE = {
@@ -103,6 +104,7 @@ HELM_D = Model(
         "learn_residual_scale": True,
     },
 )
+HELM_D_TWIN = Model("helm-d-twin", HELM_D.config, {"geometry": "euclidean"})
 HELM_D_TIED = Model(
     "helm-d-tied",
     {**BASE, "num_query_groups": 2},
@@ -162,6 +164,12 @@ TP2_EP2_ALLGATHER = Layout(
     "tp2-sp-ep2-allgather", 4, tensor=2, sequence=True, expert=2, dispatcher="allgather"
 )
 TP2_PP2 = Layout("tp2-sp-pp2", 4, tensor=2, pipeline=2, sequence=True)
+CP2 = Layout("cp2", 2, context=2)
+CP4 = Layout("cp4", 4, context=4)
+CP2_TP2 = Layout("cp2-tp2-sp", 4, context=2, tensor=2, sequence=True)
+CP2_EP2 = Layout("cp2-ep2", 2, context=2, expert=2)
+CP2_DP2_EP2 = Layout("cp2-dp2-ep2", 4, context=2, expert=2, distributed_optimizer=True)
+CP2_PP2 = Layout("cp2-pp2", 4, context=2, pipeline=2)
 RECOMPUTE = Layout(
     "recompute-layers",
     recompute={
@@ -187,6 +195,10 @@ CASES = [
     (MICE, TP2_ETP1_EP2),
     *((MICE_Q_LORA, layout) for layout in (TP2_SP, PP2, EP2, TP2_EP2, EP2_OPTIMIZER, TP2_ETP1)),
     *((MICE_Q_LORA, layout) for layout in (RECOMPUTE, RECOMPUTE_PARTS)),
+    *((HELM_D, layout) for layout in (CP2, CP2_TP2, CP2_PP2, CP4)),
+    (HELM_D_TWIN, CP2),
+    *((MICE, layout) for layout in (CP2, CP2_TP2, CP2_EP2)),
+    *((MICE_Q_LORA, layout) for layout in (CP2_DP2_EP2, CP4)),
     (MICE_DEEP, PP2_VPP2),
     *((MICE_REFERENCE, layout) for layout in (TP2_SP, EP2)),
 ]
@@ -194,5 +206,7 @@ FP64_CASES = [
     *((HELM_D_FP64, layout) for layout in (TP2, TP2_SP, PP2, DP2_OPTIMIZER)),
     *((MICE_FP64, layout) for layout in (TP2_SP, EP2, EP2_ALLGATHER, TP2_ETP1_EP2, TP2_EP2)),
     (MICE_FP64, TP2_EP2_ALLGATHER),
+    *((model, layout) for model in (HELM_D_FP64, MICE_FP64) for layout in (CP2, CP2_TP2, CP4)),
+    (MICE_FP64, CP2_EP2),
 ]
 SAVED_CASES = [(HELM_D, TP2_PP2), (MICE_Q_LORA, TP2_EP2)]

@@ -34,6 +34,7 @@ from megatron.core.tensor_parallel.mappings import (  # noqa: E402
 )
 from megatron.core.transformer import MLATransformerConfig, TransformerConfig  # noqa: E402
 from megatron.core.transformer.moe.moe_logging import destroy_moe_metrics_tracker  # noqa: E402
+from megatron.core.utils import get_batch_on_this_cp_rank  # noqa: E402
 
 from helm_megatron.config import HelmConfig, attach  # noqa: E402
 from helm_megatron.model import build_model  # noqa: E402
@@ -52,6 +53,7 @@ def layout_of(rank: int, layout: Layout, store: Path) -> Iterator[None]:
             layout.tensor,
             layout.pipeline,
             layout.virtual,
+            context_parallel_size=layout.context,
             expert_model_parallel_size=layout.expert,
             expert_tensor_parallel_size=layout.expert_tensor,
         )
@@ -76,6 +78,7 @@ def build(model: Model, layout: Layout) -> list[DistributedDataParallel]:
         tensor_model_parallel_size=layout.tensor,
         pipeline_model_parallel_size=layout.pipeline,
         virtual_pipeline_model_parallel_size=layout.virtual,
+        context_parallel_size=layout.context,
         expert_model_parallel_size=layout.expert,
         expert_tensor_parallel_size=layout.expert_tensor,
         sequence_parallel=layout.sequence,
@@ -119,15 +122,15 @@ def loss_and_gradients(
 
     def forward_step(iterator: Iterator, chunk: torch.nn.Module) -> tuple[torch.Tensor, Any]:
         tokens = next(iterator)
-        inputs, labels = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-        positions = torch.arange(SEQUENCE).expand_as(inputs)
+        inputs, labels, positions = _share_of_sequence(tokens)
         given = None if model.own_loss else labels
 
         def mean_loss(output: torch.Tensor) -> tuple[torch.Tensor, dict]:
             if model.own_loss:
                 logits = gather_from_tensor_model_parallel_region(output)
                 output = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
-            loss = output.mean()
+            # Megatron sums what context-parallel ranks have of the mean.
+            loss = output.mean() / layout.context
             # The schedule divides the loss it is given in place.
             return loss, {"loss": loss.detach().clone()}
 
@@ -146,9 +149,18 @@ def loss_and_gradients(
     )
     # Only the last pipeline stage has losses.
     mean = torch.tensor([float(x["loss"]) for x in losses], dtype=torch.float64).sum()
-    for group in (ps.get_pipeline_model_parallel_group(), ps.get_data_parallel_group()):
+    for group in (ps.get_pipeline_model_parallel_group(), ps.get_data_parallel_group(True)):
         dist.all_reduce(mean, group=group)
     return float(mean) / (GLOBAL_BATCH // MICRO_BATCH)
+
+
+def _share_of_sequence(tokens: torch.Tensor) -> list[torch.Tensor]:
+    """Inputs, labels and positions of this context-parallel rank's tokens, of `[b, s + 1]`."""
+    inputs, labels = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    positions = torch.arange(SEQUENCE).repeat(len(tokens), 1)
+    batch = {"tokens": inputs, "labels": labels, "position_ids": positions}
+    group = ps.get_context_parallel_group()
+    return list(get_batch_on_this_cp_rank(batch, is_hybrid_cp=False, cp_group=group).values())
 
 
 def gradients(chunks: list[DistributedDataParallel]) -> dict[torch.nn.Parameter, torch.Tensor]:

@@ -123,3 +123,14 @@ def test_layer_spec_is_what_the_model_uses():
     config = dense()
     spec = layer_spec(config, leaves_of(config), moe=False)
     assert spec.submodules.self_attn_bda.module is LorentzResidual
+
+
+@pytest.mark.parametrize("config", [dense, mice])
+def test_attention_in_bf16_does_not_see_the_future(config):
+    """Later tokens change no bit of earlier outputs."""
+    attention = perturb(part(config(torch.bfloat16), "self_attention"))
+    x = torch.randn(*TOKENS, WIDTH).bfloat16()
+    other = x.clone()
+    other[40:] = torch.randn(24, 2, WIDTH).bfloat16()
+    with torch.no_grad():
+        assert torch.equal(attention(x, None)[0][:40], attention(other, None)[0][:40])

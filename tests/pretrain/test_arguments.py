@@ -56,6 +56,26 @@ REFUSED = {
     ],
     "--context-parallel-size": [*DENSE, "--context-parallel-size", 2],
     "--transformer-impl": [*DENSE, "--transformer-impl", "inference_optimized"],
+    "--seq-length": [
+        *DENSE, "--seq-length", 36, "--sequence-parallel",
+        "--tensor-model-parallel-size", 4, "--context-parallel-size", 2,
+    ],
+    "--context-parallel-size": [
+        *DENSE, "--dataloader-inter-document-masking", "--context-parallel-size", 2
+    ],
+    "--reset-attention-mask": [
+        *DENSE, "--reset-attention-mask", "--dataloader-inter-document-masking"
+    ],
+    "--transformer-impl": [
+        *DENSE, "--reset-attention-mask", "--transformer-impl", "transformer_engine"
+    ],
+    "--micro-batch-size": [
+        *DENSE, "--dataloader-inter-document-masking", "--pipeline-model-parallel-size", 2
+    ],
+    "--moe-router-load-balancing-type": [
+        *DENSE, *MICE, "--moe-router-load-balancing-type", "seq_aux_loss", "--sequence-parallel",
+        "--tensor-model-parallel-size", 2, "--dataloader-inter-document-masking",
+    ],
     "--hidden-size": without(DENSE, "--hidden-size", 1),
 }  # fmt: skip
 
