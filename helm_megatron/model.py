@@ -9,7 +9,7 @@ from megatron.core.transformer import TransformerConfig
 
 from helm_megatron.layers.embedding import to_hidden_curvature
 from helm_megatron.layers.head import lorentz_output_layer
-from helm_megatron.specs import block_spec, leaves_of
+from helm_megatron.specs import block_spec
 
 
 class HELMModel(GPTModel):
@@ -21,11 +21,9 @@ class HELMModel(GPTModel):
 
     def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
-        if self.pre_process:
-            self._join_embedding()
+        self._join_embedding()
         if self.post_process:
-            column = leaves_of(config).column
-            self.output_layer: Any = lorentz_output_layer(column, self.output_layer, config)
+            self.output_layer: Any = lorentz_output_layer(self.output_layer, config)
 
     def _join_embedding(self) -> None:
         """Bring points of the embedding's hyperboloid to the hidden one, as the release does.
@@ -35,9 +33,13 @@ class HELMModel(GPTModel):
         """
         helm = self.config.helm
         if helm.embedding == "lorentz":
-            self.embedding.register_forward_hook(to_hidden_curvature)
-        elif helm.embedding_curvature != helm.curvature and len(self.decoder.layers) > 0:
-            self.decoder.layers[0].self_attn_bda.input_curvature = helm.embedding_curvature
+            if self.pre_process:
+                self.embedding.register_forward_hook(to_hidden_curvature)
+        elif helm.embedding_curvature != helm.curvature:
+            # The first layer may be on another pipeline stage than the embedding.
+            for layer in self.decoder.layers:
+                if layer.layer_number == 1:
+                    layer.self_attn_bda.input_curvature = helm.embedding_curvature
 
 
 def build_model(

@@ -25,9 +25,10 @@ from torch import Tensor
 
 from helm_megatron import platform
 from helm_megatron.analysis.monitor import Monitor
-from helm_megatron.arguments import ArgumentError, add_helm_args, check_args, config_from_args
+from helm_megatron.arguments import add_helm_args, config_from_args
 from helm_megatron.builder import HelmModelConfig
 from helm_megatron.checkpoint import reshard
+from helm_megatron.checks import ArgumentError, check_args
 from helm_megatron.data.batch import next_batch, train_valid_test_datasets
 
 

@@ -161,7 +161,9 @@ def block_spec(
 
 def layer_spec(config: TransformerConfig, leaves: Leaves, moe: bool) -> ModuleSpec:
     """One transformer layer: attention or latent attention, then a dense or a MoE feed-forward."""
-    attention = _latent_attention(leaves) if config.multi_latent_attention else _attention(leaves)
+    attention = _latent_attention(leaves)
+    if not config.multi_latent_attention:
+        attention = _attention(leaves, config.qk_layernorm)
     submodules = TransformerLayerSubmodules(
         input_layernorm=leaves.norm,
         self_attention=attention,
@@ -183,7 +185,7 @@ def moe_pattern(config: TransformerConfig) -> list[bool]:
     return [bool(is_moe) for is_moe in freq]
 
 
-def _attention(leaves: Leaves) -> ModuleSpec:
+def _attention(leaves: Leaves, qk_layernorm: bool) -> ModuleSpec:
     return ModuleSpec(
         module=SelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
@@ -191,6 +193,9 @@ def _attention(leaves: Leaves) -> ModuleSpec:
             linear_qkv=leaves.column,
             core_attention=leaves.core_attention,
             linear_proj=leaves.linear_proj,
+            # Norms of the space coordinates, before their times are taken.
+            q_layernorm=leaves.norm if qk_layernorm else None,
+            k_layernorm=leaves.norm if qk_layernorm else None,
         ),
     )
 

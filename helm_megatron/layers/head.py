@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 from helm_megatron.geometry import lorentz
+from helm_megatron.layers.linear import lorentz_column
 
 
 class FinalProjectionNorm(MegatronModule):
@@ -47,15 +48,14 @@ class FinalProjectionNorm(MegatronModule):
         return self.norm(lorentz.rescale(y, helm.curvature, helm.output_curvature))
 
 
-def lorentz_output_layer(
-    linear: type, euclidean: torch.nn.Module, config: TransformerConfig
-) -> Any:
+def lorentz_output_layer(euclidean: ColumnParallelLinear, config: TransformerConfig) -> Any:
     """The vocabulary-parallel output layer built around the weight of Megatron's own.
 
-    `euclidean` is the output layer that GPTModel has made; its weight (None if it is tied to the
-    embedding) is taken over, so that the vocabulary matrix is never held twice.
+    `euclidean` is the output layer that GPTModel has made, with any backend Megatron's local
+    linear; its weight (None if it is tied to the embedding) is taken over, so that the vocabulary
+    matrix is never held twice.
     """
-    layer = linear(
+    layer = lorentz_column(ColumnParallelLinear)(
         euclidean.input_size,
         euclidean.output_size,
         config=config,
@@ -63,8 +63,11 @@ def lorentz_output_layer(
         bias=None,
         gather_output=euclidean.gather_output,
         skip_weight_param_allocation=True,
+        embedding_activation_buffer=euclidean.embedding_activation_buffer,
+        grad_output_buffer=euclidean.grad_output_buffer,
         tp_group=euclidean.tp_group,
     )
     layer.weight = euclidean.weight
+    layer.time_weight.is_embedding_or_output_parameter = True
     layer.curvature = config.helm.output_curvature
     return layer

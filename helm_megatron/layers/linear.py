@@ -73,7 +73,8 @@ class _LorentzColumn(_Linear):
         local = output_size // self.tp_group.size()
         self.time_weight = filled_parameter(config, local, 0.0)
         mark_like(self.time_weight, self.weight, stride)
-        if bias is not None and config.helm.linear_bias:
+        self.has_bias = bias is not None and config.helm.linear_bias
+        if self.has_bias:
             self.bias = filled_parameter(config, local, 0.0)
             mark_like(self.bias, self.weight, stride)
 
@@ -94,7 +95,8 @@ class _LorentzColumn(_Linear):
         y, _ = super().forward(input_, **options)
         c = self.curvature if curvature is None else curvature
         time = time_into_columns(lorentz.time(input_, c), self)
-        y = add_time_term(y, time, self.time_weight, self.bias)
+        # Some backends keep an empty tensor where they have no bias.
+        y = add_time_term(y, time, self.time_weight, self.bias if self.has_bias else None)
         if gather:
             y = gather_from_tensor_model_parallel_region(y, group=self.tp_group)
         return y, None
@@ -138,7 +140,8 @@ class _LorentzRow(_Linear):
         make = filled_parameter if is_expert else replicated_parameter
         self.time_weight = make(config, output_size, 0.0)
         mark_like(self.time_weight, self.weight)
-        if config.helm.linear_bias:
+        self.has_bias = config.helm.linear_bias
+        if self.has_bias:
             self.bias = make(config, output_size, 0.0)
             mark_like(self.bias, self.weight)
 
@@ -150,7 +153,8 @@ class _LorentzRow(_Linear):
         square = at_least_fp32(input_).square().sum(-1, keepdim=True)
         c = self.curvature if curvature is None else curvature
         time = (sum_over_row_shards(square, self) + c).sqrt()
-        return add_time_term(y, time, self.time_weight, self.bias), None
+        bias = self.bias if self.has_bias else None
+        return add_time_term(y, time, self.time_weight, bias), None
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None

@@ -56,7 +56,7 @@ class MiceLayer(MoELayer):
     ) -> tuple[Tensor, Tensor]:
         tokens, probs = super().preprocess(hidden_states, probs, routing_map)
         # With `rows_return` one weight for every row that will come back, in the rows' order.
-        self.row_weights = probs
+        self.row_weights: Tensor | None = probs
         return tokens, probs
 
     def routed_experts_compute(self, hidden_states: Tensor, probs: Tensor) -> tuple[Tensor, None]:
@@ -80,18 +80,24 @@ class MiceLayer(MoELayer):
         if self.config.helm.mice_combine == "reference" and shared_expert_output is not None:
             return self._reference_combination(output, shared_expert_output).to(dtype)
         if self.rows_return:
-            output = combine.ambient(output, c) * self.row_weights.unsqueeze(-1)
+            output = combine.ambient(output, c) * self._take_row_weights().unsqueeze(-1)
             _widen(dispatcher, "hidden_shape_before_permute")
         _widen(dispatcher, "hidden_shape")
         total = dispatcher.combine_postprocess(output)
         return combine.centroid(total, shared_expert_output, c).to(dtype)
+
+    def _take_row_weights(self) -> Tensor:
+        # Not kept: it would hold the graph of this micro-batch until the next.
+        weights, self.row_weights = self.row_weights, None
+        assert weights is not None, "preprocess() comes before postprocess()"
+        return weights
 
     def _reference_combination(self, rows: Tensor, shared: Tensor) -> Tensor:
         # Rows come sorted by expert; a stable sort by token leaves each token's in that order.
         order = self.token_dispatcher.reversed_local_input_permutation_mapping.argsort(stable=True)
         k = self.config.moe_router_topk
         points = rows[order].unflatten(0, (-1, k))
-        weights = self.row_weights[order].unflatten(0, (-1, k))
+        weights = self._take_row_weights()[order].unflatten(0, (-1, k))
         y = combine.fold(points, weights, self.config.helm.curvature)
         return self.add_experts.combine(at_least_fp32(shared), y.view(shared.shape))
 

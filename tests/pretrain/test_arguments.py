@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from helm_megatron.arguments import ArgumentError, add_helm_args, check_args, helm_config_from_args
+from helm_megatron.arguments import add_helm_args, helm_config_from_args
+from helm_megatron.checks import ArgumentError, check_args
 from tests.pretrain.runs import DENSE, MICE, ROOT
 
 
@@ -54,7 +55,6 @@ REFUSED = {
     "--moe-token-dispatcher-type": [
         *DENSE, *MICE, "--moe-token-dispatcher-type", "allgather", "--mice-combine", "reference"
     ],
-    "--context-parallel-size": [*DENSE, "--context-parallel-size", 2],
     "--transformer-impl": [*DENSE, "--transformer-impl", "inference_optimized"],
     "--seq-length": [
         *DENSE, "--seq-length", 36, "--sequence-parallel",
@@ -65,9 +65,6 @@ REFUSED = {
     ],
     "--reset-attention-mask": [
         *DENSE, "--reset-attention-mask", "--dataloader-inter-document-masking"
-    ],
-    "--transformer-impl": [
-        *DENSE, "--reset-attention-mask", "--transformer-impl", "transformer_engine"
     ],
     "--micro-batch-size": [
         *DENSE, "--dataloader-inter-document-masking", "--pipeline-model-parallel-size", 2

@@ -1,0 +1,284 @@
+"""Combinations of flags that cannot make a HELM model, refused before anything is set up."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+# Curvatures within which fp32 activations keep their precision.
+_CURVATURES = (1e-3, 1e3)
+
+# Flags of Megatron's that would be ignored or fail late: attribute, its harmless value, and why.
+_UNSUPPORTED = {
+    "squared_relu": (False, "HELM's activation is --swiglu"),
+    "quick_geglu": (False, "HELM's activation is --swiglu"),
+    "activation_func_clamp_value": (None, "HELM's activation is not clamped"),
+    "add_qkv_bias": (False, "Lorentz linears bring their own bias"),
+    "mtp_num_layers": (None, "HELM has no multi-token prediction"),
+    "window_size": (None, "HELM's attention has no window"),
+    "softmax_type": ("vanilla", "HELM's attention has the plain softmax"),
+    "attention_output_gate": (False, "HELM's heads have no gate"),
+    "apply_query_key_layer_scaling": (False, "the attention temperature is learned"),
+    "fp32_residual_connection": (False, "the residual computes in fp32 by itself"),
+    "moe_shared_expert_overlap": (False, "not with HELM's combination of experts"),
+    "moe_shared_expert_gate": (False, "the shared expert's weight is 1"),
+    "moe_latent_size": (None, "not with HELM's experts"),
+    "moe_apply_probs_on_input": (False, "experts are weighed when they are combined"),
+    "moe_grouped_gemm": (False, "HELM's experts are run one by one"),
+    "sft": (False, "pretrain_helm.py pretrains only"),
+    "fim_data": (False, "pretrain_helm.py has no fill-in-the-middle data"),
+    "check_for_spiky_loss": (False, "pretrain_helm.py looks for NaN and Inf only"),
+}
+
+
+class ArgumentError(Exception):
+    """Flags that cannot work together; the message is one line that names the flag."""
+
+
+def check_args(args: argparse.Namespace) -> None:
+    """Refuse, before anything is set up, flags that cannot make a HELM model.
+
+    Raises:
+        ArgumentError: for the first problem found, naming the flag and how to mend it.
+    """
+    for flag in ("hidden_size", "num_attention_heads", "num_layers"):
+        value = getattr(args, flag)
+        if value is None or value < 1:
+            raise ArgumentError(f"{_name(flag)} is missing or not positive")
+    for rules in (
+        _unsupported_rules,
+        _geometry_rules,
+        _layer_rules,
+        _moe_rules,
+        _layout_rules,
+        _document_rules,
+        _data_rules,
+    ):
+        for broken, message in rules(args):
+            if broken:
+                raise ArgumentError(message)
+
+
+Rules = Iterator[tuple[bool, str]]
+
+
+def _name(attribute: str) -> str:
+    return f"--{attribute.replace('_', '-')}"
+
+
+def _unsupported_rules(args: argparse.Namespace) -> Rules:
+    for attribute, (harmless, why) in _UNSUPPORTED.items():
+        value = getattr(args, attribute, harmless)
+        yield value != harmless, f"{_name(attribute)}: {why}; drop the flag"
+    local = args.transformer_impl == "local"
+    yield local and bool(args.fp8), "--fp8-format: needs --transformer-impl transformer_engine"
+
+
+def _geometry_rules(args: argparse.Namespace) -> Rules:
+    low, high = _CURVATURES
+    for flag in ("curvature", "embedding_curvature", "output_curvature"):
+        value = getattr(args, flag)
+        yield (
+            value is not None and not low <= value <= high,
+            f"{_name(flag)} {value}: must be from {low:g} to {high:g}",
+        )
+    scale = args.residual_scale
+    yield (
+        scale is not None and not (scale > 0 and math.isfinite(scale)),
+        f"--residual-scale {scale}: must be a positive number",
+    )
+    init = args.mice_curvature_init
+    shown = f"--mice-curvature-init {' '.join(map(str, init))}"
+    yield len(init) > 2, f"{shown}: takes one value, or first and last"
+    yield (
+        not all(low <= value <= high for value in init),
+        f"{shown}: curvatures must be from {low:g} to {high:g}",
+    )
+
+
+def _layer_rules(args: argparse.Namespace) -> Rules:
+    yield (
+        not args.swiglu,
+        "--swiglu is missing: HELM's feed-forward layers are gated with SiLU, no other activation",
+    )
+    yield (
+        args.normalization != "RMSNorm",
+        f"--normalization {args.normalization}: HELM normalizes with RMSNorm; pass RMSNorm",
+    )
+    yield (
+        args.layernorm_zero_centered_gamma,
+        "--apply-layernorm-1p: not supported by HELM's RMSNorm; drop the flag",
+    )
+    yield (
+        args.add_bias_linear,
+        "--disable-bias-linear is missing: Lorentz linears bring their own bias "
+        "(--disable-lorentz-bias drops it)",
+    )
+    yield (
+        args.position_embedding_type != "rope",
+        f"--position-embedding-type {args.position_embedding_type}: HELM rotates space "
+        "coordinates (HoPE); pass rope",
+    )
+    if args.multi_latent_attention:
+        yield (
+            args.qk_pos_emb_head_dim % 2 == 1,
+            f"--qk-pos-emb-head-dim {args.qk_pos_emb_head_dim}: rotary width must be even",
+        )
+    else:
+        yield _rotary_width_rule(args)
+
+
+def _rotary_width_rule(args: argparse.Namespace) -> tuple[bool, str]:
+    channels = args.kv_channels or args.hidden_size // args.num_attention_heads
+    width = int(channels * args.rotary_percent)
+    return (
+        width % 2 == 1,
+        f"--kv-channels {channels} with --rotary-percent {args.rotary_percent} rotates {width} "
+        "dimensions of a head: the rotary width must be even",
+    )
+
+
+def _moe_rules(args: argparse.Namespace) -> Rules:
+    if args.num_experts is None:
+        return
+    dispatcher = args.moe_token_dispatcher_type
+    yield (
+        dispatcher not in ("alltoall", "allgather"),
+        f"--moe-token-dispatcher-type {dispatcher}: use alltoall or allgather",
+    )
+    experts, freq = args.num_experts, args.moe_layer_freq
+    yield (
+        args.moe_router_topk > experts,
+        f"--moe-router-topk {args.moe_router_topk}: there are only {experts} experts",
+    )
+    yield (
+        freq < 1 if isinstance(freq, int) else len(freq) != args.num_layers,
+        f"--moe-layer-freq {freq}: a positive number, or a 0 or 1 for each of the "
+        f"{args.num_layers} layers",
+    )
+    if args.mice_routing == "reference":
+        yield from _reference_routing_rules(args)
+    if args.mice_combine == "reference":
+        need = "--mice-combine reference needs"
+        yield dispatcher != "alltoall", f"{need} --moe-token-dispatcher-type alltoall"
+        yield (
+            args.moe_shared_expert_intermediate_size is None,
+            f"{need} a shared expert: --moe-shared-expert-intermediate-size",
+        )
+        yield (
+            args.moe_expert_capacity_factor is not None,
+            f"{need} every chosen expert: drop --moe-expert-capacity-factor",
+        )
+
+
+def _reference_routing_rules(args: argparse.Namespace) -> Rules:
+    released = "--mice-routing reference is the released rule:"
+    yield (
+        args.moe_expert_capacity_factor is not None,
+        f"{released} it drops no token; drop --moe-expert-capacity-factor",
+    )
+    balancing = args.moe_router_load_balancing_type
+    kinds = [balancing] if isinstance(balancing, str) else balancing
+    yield (
+        not set(kinds) <= {"aux_loss", "seq_aux_loss", "global_aux_loss", "none"},
+        f"{released} --moe-router-load-balancing-type {balancing} is not part of it",
+    )
+    groups = args.moe_router_num_groups or 1
+    yield (
+        groups > 1 and args.num_experts // groups < 2,
+        f"{released} it scores a group by two experts; --moe-router-num-groups {groups} has fewer",
+    )
+
+
+def _data_rules(args: argparse.Namespace) -> Rules:
+    if args.mock_data:
+        return
+    named = ("data_path", "train_data_path", "valid_data_path", "test_data_path")
+    prefixes = [word for flag in named for word in getattr(args, flag) or []]
+    in_files = args.data_args_path or args.per_split_data_args_path
+    yield not prefixes and not in_files, "--data-path is missing: where the .bin and .idx files are"
+    for prefix in prefixes:
+        for path in (Path(f"{prefix}.bin"), Path(f"{prefix}.idx")):
+            yield (
+                not _is_weight(prefix) and "://" not in prefix and not path.is_file(),
+                f"--data-path {prefix}: there is no {path}; tools/preprocess_data.py makes it",
+            )
+
+
+def _is_weight(word: str) -> bool:
+    """Whether a word of --data-path is the weight of the prefix after it."""
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _layout_rules(args: argparse.Namespace) -> Rules:
+    impl = args.transformer_impl
+    yield (
+        impl not in ("local", "transformer_engine"),
+        f"--transformer-impl {impl}: use local or transformer_engine",
+    )
+    yield (
+        impl == "transformer_engine" and importlib.util.find_spec("transformer_engine") is None,
+        "--transformer-impl transformer_engine: Transformer Engine is not installed; install the "
+        "extra `te`, or pass --transformer-impl local",
+    )
+    for flag in ("tensor_model_parallel_size", "expert_model_parallel_size"):
+        yield getattr(args, flag) < 1, f"{_name(flag)} {getattr(args, flag)}: must be positive"
+    tp = args.tensor_model_parallel_size
+    size = f"--tensor-model-parallel-size {tp}"
+    heads = args.num_attention_heads
+    yield heads % tp != 0, f"{size} does not divide --num-attention-heads {heads}"
+    if args.group_query_attention:
+        groups = args.num_query_groups
+        yield groups % tp != 0, f"{size} does not divide --num-query-groups {groups}"
+    if args.padded_vocab_size is not None:
+        rows = args.padded_vocab_size
+        yield rows % tp != 0, f"{size} does not divide --padded-vocab-size {rows}"
+    if args.num_experts is not None:
+        ep = args.expert_model_parallel_size
+        yield (
+            args.num_experts % ep != 0,
+            f"--expert-model-parallel-size {ep} does not divide --num-experts {args.num_experts}",
+        )
+        yield (
+            tp > 1 and not args.sequence_parallel,
+            f"{size} with --num-experts needs --sequence-parallel",
+        )
+    if args.sequence_parallel and args.seq_length is not None:
+        cp = args.context_parallel_size
+        yield (
+            args.seq_length % (tp * cp) != 0,
+            f"--seq-length {args.seq_length}: --sequence-parallel needs a multiple of {tp * cp}, "
+            "tensor times context parallel size",
+        )
+
+
+def _document_rules(args: argparse.Namespace) -> Rules:
+    mask, packing = "--reset-attention-mask", "--dataloader-inter-document-masking"
+    yield (
+        args.reset_attention_mask and args.transformer_impl != "local",
+        f"{mask} needs --transformer-impl local: Transformer Engine takes no mask; use {packing}",
+    )
+    if not args.dataloader_inter_document_masking:
+        return
+    yield args.reset_attention_mask, f"{mask}: {packing} keeps documents apart; drop one of them"
+    cp, pp = args.context_parallel_size, args.pipeline_model_parallel_size
+    yield cp > 1, f"{packing}: not with --context-parallel-size {cp}; use {mask}"
+    yield (
+        pp > 1 and args.micro_batch_size > 1,
+        f"{packing}: with pipeline parallelism needs --micro-batch-size 1",
+    )
+    yield (
+        args.num_experts is not None
+        and "seq_aux_loss" in args.moe_router_load_balancing_type
+        and args.sequence_parallel
+        and args.micro_batch_size > 1,
+        f"{packing}: --moe-router-load-balancing-type seq_aux_loss with --sequence-parallel needs "
+        "--micro-batch-size 1",
+    )
