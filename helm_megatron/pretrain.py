@@ -5,18 +5,20 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.enums import ModelType
 from megatron.core.models.gpt import GPTModel
-from megatron.core.rerun_state_machine import get_rerun_state_machine
+from megatron.core.rerun_state_machine import RerunMode, get_rerun_state_machine
 from megatron.core.utils import get_attr_wrapped_model
 from megatron.training import get_args, get_timers, pretrain
 from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
@@ -27,16 +29,22 @@ from helm_megatron import platform
 from helm_megatron.analysis.monitor import Monitor
 from helm_megatron.arguments import add_helm_args, config_from_args
 from helm_megatron.builder import HelmModelConfig
-from helm_megatron.checkpoint import reshard
+from helm_megatron.checkpoint import compatibility, failures, files, reshard
 from helm_megatron.checks import ArgumentError, check_args
 from helm_megatron.data.batch import next_batch, train_valid_test_datasets
 
 
-def add_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """HELM's flags, and defaults of Megatron's that suit this platform and attention."""
+def add_args(
+    parser: argparse.ArgumentParser, from_checkpoint: dict[str, Any] | None = None
+) -> argparse.ArgumentParser:
+    """HELM's flags, and defaults of Megatron's that suit this platform and attention.
+
+    `from_checkpoint` holds further defaults, by name.
+    """
     add_helm_args(parser)
     # Attention is causal without a mask; one is built only to keep documents apart.
     parser.set_defaults(create_attention_mask_in_dataloader=False, **platform.cpu_defaults())
+    parser.set_defaults(**from_checkpoint or {})
     for action in parser._actions:
         # A bare percent sign in one of Megatron 0.19's help texts makes `--help` fail.
         action.help = re.sub(r"(?<!%)%(?![%(])", "%%", action.help or "")
@@ -44,20 +52,109 @@ def add_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def checked_args() -> argparse.Namespace:
-    """The command line, or exit code 2 and one line that says what is wrong with it."""
+    """The command line, or exit code 2 and one line that says what is wrong with it.
+
+    The checkpoint to load is looked at too: it must be whole (else exit code 1) and of this model.
+    """
     try:
         args = parse_args(add_args)
-        if not args.use_checkpoint_args:
+        folder = files.folder_to_load(args)
+        saved = None
+        if folder is not None:
+            files.check_whole(folder)
+            saved = compatibility.saved_args(folder)
+        provider = add_args
+        if args.use_checkpoint_args:
+            defaults = compatibility.defaults_from(saved) if saved else {}
+            provider = partial(add_args, from_checkpoint=defaults)
+        else:
             check_args(args)
-        args = parse_and_validate_args(add_args)
+        args = parse_and_validate_args(provider)
         check_args(args)
+        check_writable(args.save)
+        if folder is not None and saved is not None:
+            compatibility.check_compatible(args, saved, folder)
     except (ArgumentError, AssertionError, ValueError) as error:
-        if os.environ.get("RANK", "0") == "0":
-            # Some of Megatron's assertions have no message; their source line says what failed.
-            reason = str(error) or traceback.extract_tb(error.__traceback__)[-1].line
-            print(f"pretrain_helm.py: error: {reason}", file=sys.stderr)
-        sys.exit(2)
+        # Some of Megatron's assertions have no message; their source line says what failed.
+        failed(str(error) or traceback.extract_tb(error.__traceback__)[-1].line, exit_code=2)
+    except files.CheckpointError as error:
+        failed(str(error))
     return args
+
+
+def training_config(args: argparse.Namespace) -> Any:
+    """Everything `megatron.training.pretrain` builds from, with the monitor in its hooks."""
+    config = config_from_args(args)
+    monitor = Monitor(config)
+    config.finalize_model_grads_func = monitor.finalize
+    model_config = gpt_config_from_args(args, config, HelmModelConfig)
+    model_config.pre_wrap_hooks.append(monitor.watch)
+    return pretrain_cfg_container_from_args(args, model_config)
+
+
+def be_one_process_without_launcher() -> None:
+    """`python pretrain_helm.py` without torchrun is a run of one process."""
+    if "RANK" in os.environ:
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1}
+    os.environ.update({name: str(value) for name, value in alone.items()})
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", str(port))
+
+
+def check_writable(folder: str | None) -> None:
+    """Refuse a --save folder that cannot be made or written, before it costs any training."""
+    if folder is None:
+        return
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArgumentError(f"--save {folder}: cannot be made: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise ArgumentError(f"--save {folder}: cannot be written")
+
+
+def failed(reason: str | None, exit_code: int = 1, every_rank: bool = False) -> NoReturn:
+    """End this rank and say why in one line; the first rank says what all of them know."""
+    rank = os.environ.get("RANK", "0")
+    if every_rank or rank == "0":
+        where = f" (rank {rank})" if every_rank else ""
+        print(f"pretrain_helm.py: error{where}: {reason}", file=sys.stderr, flush=True)
+    sys.exit(exit_code)
+
+
+class InvalidLossError(Exception):
+    """The loss is not a number; the message says where and what to do."""
+
+
+def check_loss(loss: Tensor) -> None:
+    """Megatron's check of the loss for NaN and infinity, with reruns to find what is at fault.
+
+    Raises:
+        InvalidLossError: where there are no reruns: without --rerun-mode, and in the first
+            iteration after a start, when Megatron does not look at the loss, but would update the
+            weights and later save them.
+    """
+    machine = get_rerun_state_machine()
+    reruns = machine.get_mode() != RerunMode.DISABLED and machine.first_iteration_complete
+    for name, is_rejected in (("NaN", torch.isnan), ("Inf", torch.isinf)):
+        if reruns:
+            machine.validate_result(
+                result=loss,
+                rejection_func=is_rejected,
+                message=f"found {name} in local forward loss calculation",
+                tolerance=0.0,
+                fatal=True,
+            )
+        elif is_rejected(loss):
+            raise InvalidLossError(
+                f"the loss is {name} in iteration {get_args().curr_iteration + 1}; nothing was "
+                "saved since the last checkpoint: look at the data, lower --lr, or load an older "
+                "one with --ckpt-step"
+            )
 
 
 def loss_of(loss_mask: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -69,14 +166,7 @@ def loss_of(loss_mask: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, dict[str
     loss = (losses.flatten().float() * mask).sum()
     count = mask.sum().to(torch.int)
     if get_args().check_for_nan_in_loss_and_grad:
-        for name, rejected in (("NaN", torch.isnan), ("Inf", torch.isinf)):
-            get_rerun_state_machine().validate_result(
-                result=loss,
-                rejection_func=rejected,
-                message=f"found {name} in local forward loss calculation",
-                tolerance=0.0,
-                fatal=True,
-            )
+        check_loss(loss)
     report = torch.stack([loss.detach(), count.to(loss.dtype)])
     if get_args().context_parallel_size > 1 and not get_args().calculate_per_token_loss:
         # The ranks' numbers may differ: let their average be the mean over the whole sequences.
@@ -111,17 +201,20 @@ def main() -> None:
     # What Megatron's wheel needs mended on every device; without CUDA the platform has done it.
     platform.use_compiled_helpers()
     reshard.install()
+    files.read_only_data()
+    be_one_process_without_launcher()
     args = checked_args()
     if args.reset_attention_mask:
         args.create_attention_mask_in_dataloader = True
-    config = config_from_args(args)
-    monitor = Monitor(config)
-    config.finalize_model_grads_func = monitor.finalize
-    model_config = gpt_config_from_args(args, config, HelmModelConfig)
-    model_config.pre_wrap_hooks.append(monitor.watch)
-    pretrain(
-        pretrain_cfg_container_from_args(args, model_config),
-        train_valid_test_datasets,
-        ModelType.encoder_or_decoder,
-        forward_step,
-    )
+    try:
+        container = training_config(args)
+    except (AssertionError, ValueError) as error:  # Megatron's own rules
+        failed(str(error), exit_code=2)
+    try:
+        pretrain(container, train_valid_test_datasets, ModelType.encoder_or_decoder, forward_step)
+    except InvalidLossError as error:
+        failed(str(error), every_rank=True)
+    except failures.ERRORS as error:
+        if (reason := failures.explanation(error, args)) is None:
+            raise
+        failed(reason, every_rank=True)

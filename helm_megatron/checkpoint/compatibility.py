@@ -1,0 +1,107 @@
+"""Whether a checkpoint is of the model that the command line describes.
+
+Parameters of another geometry or curvature mostly have the same names and shapes: they would load
+without complaint and be another model. Megatron saves its arguments in every checkpoint; those of
+the checkpoint and of the run are compared before anything is built.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from megatron.core import dist_checkpointing
+
+from helm_megatron.arguments import add_helm_args, helm_config_from_args
+from helm_megatron.checkpoint.files import CheckpointError
+from helm_megatron.checks import ArgumentError
+
+# Megatron's `--use-checkpoint-args` copies the dense architecture; these complete HELM-MiCE's.
+ATTENTION = """
+    multi_latent_attention q_lora_rank kv_lora_rank qk_head_dim qk_pos_emb_head_dim v_head_dim
+    rope_type
+""".split()
+# Of the run, not of the model: they may change from run to run.
+TRAINING = {"mice_fixed_curvature"}
+
+
+def saved_args(folder: Path) -> argparse.Namespace | None:
+    """The arguments of the run that saved a torch_dist checkpoint, if it has any.
+
+    Raises:
+        CheckpointError: they cannot be read.
+    """
+    if not dist_checkpointing.check_is_distributed_checkpoint(str(folder)):
+        return None
+    try:
+        return dist_checkpointing.load_common_state_dict(str(folder)).get("args")
+    except Exception as error:  # unpickling damaged data raises anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        raise CheckpointError(f"{folder}: the common state cannot be read: {reason}") from error
+
+
+def defaults_from(saved: argparse.Namespace) -> dict[str, Any]:
+    """What `--use-checkpoint-args` takes from a checkpoint besides Megatron's own list."""
+    wanted = (set(_defaults()) | set(ATTENTION)) - TRAINING
+    return {name: value for name, value in vars(saved).items() if name in wanted}
+
+
+def _defaults() -> dict[str, Any]:
+    """HELM's flags without a command line."""
+    return vars(add_helm_args(argparse.ArgumentParser()).parse_args([]))
+
+
+def check_compatible(args: argparse.Namespace, saved: argparse.Namespace, folder: Path) -> None:
+    """Refuse a checkpoint of another model.
+
+    Raises:
+        ArgumentError: for the first flag that differs, with both values.
+    """
+    if not hasattr(saved, "geometry"):
+        raise ArgumentError(
+            f"--load {folder}: not a checkpoint of pretrain_helm.py: its arguments have no geometry"
+        )
+    # A flag that is younger than the checkpoint was then what is its default now.
+    saved = argparse.Namespace(**_defaults() | vars(saved))
+    for flag, theirs, ours in _differences(args, saved):
+        if theirs != ours:
+            raise ArgumentError(
+                f"{flag} {_shown(ours)}: the checkpoint {folder} has {_shown(theirs)}; "
+                "pass the same, or --use-checkpoint-args without the flag"
+            )
+    learns, learned = (not a.mice_fixed_curvature for a in (args, saved))
+    loads_optimizer = not (args.no_load_optim or args.finetune or saved.no_save_optim)
+    if args.num_experts and learns and not learned and loads_optimizer:
+        raise ArgumentError(
+            f"--mice-fixed-curvature is missing: the checkpoint {folder} has it, and so no "
+            "optimizer state of the curvatures; to learn them from now on pass --no-load-optim"
+        )
+
+
+def _differences(args: argparse.Namespace, saved: argparse.Namespace) -> list[tuple[str, Any, Any]]:
+    """Flag, its value in the checkpoint and its value here, of all that must be the same."""
+    names = ["num_layers", "hidden_size", "num_attention_heads", "num_experts"]
+    pairs = [(name, getattr(saved, name, None), getattr(args, name)) for name in names]
+    theirs, ours = helm_config_from_args(saved), helm_config_from_args(args)
+    fields = ["geometry"]
+    if ours.geometry == theirs.geometry == "lorentz":
+        fields += "curvature embedding_curvature output_curvature embedding".split()
+        fields += "linear_bias residual_scale learn_residual_scale".split()
+        if args.num_experts:
+            fields += ["mice_combine", "mice_routing"]
+    pairs = [(f, getattr(theirs, f), getattr(ours, f)) for f in fields] + pairs
+    flags = {"embedding": "helm_embedding", "linear_bias": "disable_lorentz_bias"}
+    return [
+        (
+            "--" + flags.get(name, name).replace("_", "-"),
+            *((not a, not b) if name == "linear_bias" else (a, b)),
+        )
+        for name, a, b in pairs
+    ]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "(given)" if value else "(not given)"
+    return "(none)" if value is None else str(value)

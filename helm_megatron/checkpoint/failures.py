@@ -1,0 +1,54 @@
+"""What went wrong while Megatron loaded or saved a checkpoint, in one line."""
+
+from __future__ import annotations
+
+import argparse
+import traceback
+from pickle import UnpicklingError
+
+from megatron.core.dist_checkpointing.core import CheckpointingException
+from torch.distributed.checkpoint.api import CheckpointException
+
+from helm_megatron.checkpoint.files import folder_to_load, whole_iterations
+
+# What Megatron and torch raise for files that they cannot read or write, and for contents that do
+# not fit the run. torch's CheckpointException is no Exception.
+ERRORS = (
+    CheckpointingException,
+    CheckpointException,
+    UnpicklingError,
+    EOFError,
+    OSError,
+    RuntimeError,
+    AssertionError,
+)
+_SAVING = {"save_checkpoint", "maybe_finalize_async_save"}
+
+
+def explanation(error: BaseException, args: argparse.Namespace) -> str | None:
+    """One line about an error of `ERRORS`; None if it is not from loading or saving."""
+    frames = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
+    if "load_checkpoint" in frames:
+        folder = folder_to_load(args)
+        if folder is None:
+            return f"--load {args.load}: {_reason(error)}"
+        return (
+            f"{folder} cannot be loaded: {_reason(error)} "
+            f"({whole_iterations(folder.parent, without=folder)})"
+        )
+    if frames & _SAVING and isinstance(error, (CheckpointException, OSError)):
+        return (
+            f"no checkpoint could be saved to {args.save}: {_reason(error)}; the errors above say "
+            f"why: is the disk full? ({whole_iterations(args.save)})"
+        )
+    return None
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of the first failed rank's message, shortened."""
+    if isinstance(error, CheckpointException) and not error.failures:
+        return "another rank failed"
+    while isinstance(error, CheckpointException):
+        error = next(iter(error.failures.values()))[0]
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:300]

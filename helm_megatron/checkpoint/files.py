@@ -1,0 +1,148 @@
+"""The checkpoint that a run is about to load: where it is, whether it is whole, reading it safely.
+
+Megatron's torch_dist format has a pickled index, `.metadata`, beside the shards, and pickled values
+in the shards. torch reads both without restriction; `read_only_data` changes that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import pickle
+import types
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.dist_checkpointing.core import check_is_distributed_checkpoint
+from megatron.training.checkpointing import (
+    checkpoint_exists,
+    get_checkpoint_name,
+    get_checkpoint_tracker_filename,
+)
+from torch.distributed.checkpoint import filesystem
+
+# All that an index consists of, besides torch's dtypes.
+_INDEX_CLASSES = {
+    "torch": "Size",
+    "torch.serialization": "_get_layout",
+    "torch.distributed.checkpoint.filesystem": "_StorageInfo _StoragePrefix",
+    "torch.distributed.checkpoint.metadata": "BytesStorageMetadata ChunkStorageMetadata Metadata "
+    "MetadataIndex StorageMeta TensorProperties TensorStorageMetadata _MEM_FORMAT_ENCODING",
+    "torch.distributed.checkpoint.planner": "BytesIOWriteData SavePlan TensorWriteData WriteItem "
+    "WriteItemType",
+    "collections": "OrderedDict",
+}
+
+
+class CheckpointError(Exception):
+    """A checkpoint that cannot be loaded; the message is one line that says which and why."""
+
+
+class _IndexUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if is_dtype or name in _INDEX_CLASSES.get(module, "").split():
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint needs")
+
+
+def _load_index(file: io.BufferedIOBase) -> Any:
+    return _IndexUnpickler(file).load()
+
+
+def read_only_data() -> None:
+    """Let no checkpoint run code: restrict what torch unpickles of it. Call again at will."""
+    os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
+    # FileSystemReader's only use of pickle.load is the index.
+    filesystem.pickle = types.SimpleNamespace(  # type: ignore[assignment]
+        **vars(pickle) | {"load": _load_index}
+    )
+
+
+def folder_to_load(args: argparse.Namespace) -> Path | None:
+    """The folder that Megatron will load: the tracker's iteration, or --ckpt-step.
+
+    None if it will load nothing, or if the checkpoint is not in a local folder.
+
+    Raises:
+        CheckpointError: the tracker file holds no iteration.
+    """
+    load = args.load
+    if args.pretrained_checkpoint is not None and not checkpoint_exists(load):
+        load = args.pretrained_checkpoint
+    if load is None or not os.path.isdir(load):
+        return None
+    tracker = Path(get_checkpoint_tracker_filename(load))
+    latest = tracker.read_text().strip() if tracker.is_file() else None
+    if latest is not None and latest != "release" and not latest.isdecimal():
+        # Megatron would end without an error, --ckpt-step or not.
+        raise CheckpointError(
+            f"{tracker} holds {latest!r}, not an iteration: write the one to load into it "
+            f"({whole_iterations(load)})"
+        )
+    release = latest == "release" and not args.ckpt_step
+    iteration = args.ckpt_step or (0 if release else latest)
+    if iteration is None:
+        return None
+    return Path(get_checkpoint_name(load, int(iteration), release, return_base_dir=True))
+
+
+def check_whole(folder: Path) -> None:
+    """Refuse a checkpoint that is half-written, truncated or not readable, before it is loaded.
+
+    Raises:
+        CheckpointError: naming the file, and the other iterations that are whole.
+    """
+    if reason := damage(folder):
+        raise CheckpointError(f"{reason} ({whole_iterations(folder.parent, without=folder)})")
+
+
+def whole_iterations(load: str | Path, without: Path | None = None) -> str:
+    """How to load another checkpoint of the folder, in words."""
+    folders = [f for f in sorted(Path(load).glob("iter_*")) if f != without and damage(f) is None]
+    if not folders:
+        return "no other checkpoint there is whole"
+    steps = [str(int(folder.name.removeprefix("iter_"))) for folder in folders]
+    return f"whole ones: {', '.join(steps)}; --ckpt-step {steps[-1]} loads the last of them"
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with the files of a checkpoint; None if it is whole.
+
+    Knows torch_dist checkpoints by their index; takes Megatron's other formats for whole.
+    """
+    if not folder.is_dir():
+        return f"{folder} is missing"
+    if any(folder.glob("mp_rank_0*")):
+        return None
+    try:
+        if not check_is_distributed_checkpoint(str(folder)):
+            return f"{folder / 'metadata.json'} is missing: the checkpoint was not saved to the end"
+    except (ValueError, TypeError, OSError) as error:
+        return f"{folder / 'metadata.json'} cannot be read: {error}"
+    return _damaged_shard(folder)
+
+
+def _damaged_shard(folder: Path) -> str | None:
+    """What is wrong with the index, or with the size of a file that it lists."""
+    index = folder / ".metadata"
+    try:
+        with index.open("rb") as file:
+            entries = list(_load_index(file).storage_data.values())
+        ends: dict[str, int] = defaultdict(int)
+        for entry in entries:
+            ends[entry.relative_path] = max(ends[entry.relative_path], entry.offset + entry.length)
+    except FileNotFoundError:
+        return f"{index} is missing"
+    except Exception as error:  # unpickling damaged data raises anything
+        return f"{index} cannot be read: {' '.join(str(error).split()) or type(error).__name__}"
+    for name, end in sorted(ends.items()):
+        shard = folder / name
+        if not shard.is_file():
+            return f"{shard} is missing"
+        if (size := shard.stat().st_size) < end:
+            return f"{shard} is truncated: {size} bytes of {end}"
+    return None
