@@ -37,6 +37,7 @@ from megatron.core.transformer.moe.moe_logging import destroy_moe_metrics_tracke
 from megatron.core.utils import get_batch_on_this_cp_rank  # noqa: E402
 
 from helm_megatron.config import HelmConfig, attach  # noqa: E402
+from helm_megatron.layers.context_parallel import gather_sequence  # noqa: E402
 from helm_megatron.model import build_model  # noqa: E402
 from helm_megatron.moe.experts import MiceExperts  # noqa: E402
 
@@ -273,6 +274,22 @@ def compare(
         load(chunks, directory / "weights")
         training = train(model, layout, chunks)
         return {"loss": loss, "differences": differences, "training": training}
+
+
+def attention_in_bf16(rank: int, model: Model, layout: Layout, store: Path) -> torch.Tensor:
+    """The output of one core attention for all tokens; those far from the start are far out."""
+    with layout_of(rank, layout, store):
+        [chunk] = build(model, layout)
+        core = chunk.module.decoder.layers[0].self_attention.core_attention
+        random = torch.Generator().manual_seed(0)
+        heads, width = model.config["num_attention_heads"], core.v_channels
+        qkv = torch.randn(3, 1, SEQUENCE, heads, width, generator=random)
+        qkv *= torch.linspace(1, 4, SEQUENCE)[:, None, None]
+        group = ps.get_context_parallel_group()
+        batch = {"qkv": qkv.flatten(0, 1)}
+        mine = get_batch_on_this_cp_rank(batch, is_hybrid_cp=False, cp_group=group)["qkv"]
+        out = core(*mine.bfloat16().unsqueeze(2), None)
+        return gather_sequence(out, group).detach().float()
 
 
 def curvatures(rank: int, model: Model, layout: Layout, store: Path) -> list[float]:

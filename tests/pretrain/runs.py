@@ -43,12 +43,12 @@ class Run:
             rank.wait()
 
 
-def start(*flags, processes=1):
-    """Start `pretrain_helm.py DENSE flags` on ranks of this machine, as torchrun would."""
+def start(*flags, processes=1, base=DENSE):
+    """Start `pretrain_helm.py base flags` on ranks of this machine, as torchrun would."""
     # Below the range that the system hands out, since the ranks bind it only seconds later.
     port = str(random.randrange(20000, 30000))
     env = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    argv = [sys.executable, str(ROOT / "pretrain_helm.py"), *DENSE, *map(str, flags)]
+    argv = [sys.executable, str(ROOT / "pretrain_helm.py"), *base, *map(str, flags)]
     read, write = os.pipe()
     ranks = [
         subprocess.Popen(
@@ -65,9 +65,9 @@ def start(*flags, processes=1):
     return Run(ranks, open(read, errors="replace"))
 
 
-def run(*flags, processes=1):
+def run(*flags, processes=1, base=DENSE):
     """Run to the end; returns the output, and fails the test if the run did."""
-    running = start(*flags, processes=processes)
+    running = start(*flags, processes=processes, base=base)
     output = running.output.read()
     assert [rank.wait() for rank in running.ranks] == [0] * processes, output[-4000:]
     return output
