@@ -43,7 +43,8 @@ def add_args(
     """
     add_helm_args(parser)
     # Attention is causal without a mask; one is built only to keep documents apart.
-    parser.set_defaults(create_attention_mask_in_dataloader=False, **platform.cpu_defaults())
+    parser.set_defaults(create_attention_mask_in_dataloader=False, transformer_impl="local")
+    parser.set_defaults(**platform.cpu_defaults())
     parser.set_defaults(**from_checkpoint or {})
     for action in parser._actions:
         # A bare percent sign in one of Megatron 0.19's help texts makes `--help` fail.
