@@ -25,7 +25,7 @@ class Model:
     # Take torch's cross entropy of gathered logits: Megatron's vocabulary-parallel one is fp32.
     own_loss: bool = False
     # Megatron's optimizers clip fp32 gradients only.
-    training_steps: int = 20
+    training_steps: int = 4
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class Layout:
     sequence: bool = False
     context: int = 1
     distributed_optimizer: bool = False
+    # Of gradient reduction with the backward pass, of parameter gathering with the forward pass.
+    overlap: bool = False
     dispatcher: str = "alltoall"
     recompute: dict[str, Any] = field(default_factory=dict)
 

@@ -4,8 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cases import ONE, Model
+from cases import ONE, Layout, Model
 from workers import Pool
+
+from helm_megatron.verify.result import FP32, Comparison, Run, worst_first
+
+Measured = Callable[[Model, Layout, Run, list[Comparison]], None]
+ROWS = pytest.StashKey[list[str]]()
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +42,39 @@ def reference(pool: Pool, fresh_path: Callable[[], Path]) -> Callable[[Model], t
         return cache[model.name]
 
     return run
+
+
+@pytest.fixture
+def measured(request: pytest.FixtureRequest) -> Measured:
+    """Keeps the largest differences of a layout for the report at the end."""
+    rows = request.config.stash.setdefault(ROWS, [])
+
+    def keep(model: Model, layout: Layout, one: Run, results: list[Comparison]) -> None:
+        loss = max(abs(result.run.loss / one.loss - 1) for result in results)
+        gradients = (d for result in results for d in result.gradients)
+        trained = (d for result in results for d in result.trained)
+        (gradient, where), *_ = worst_first(gradients, FP32.gradient_floor)
+        way = worst_first(trained, FP32.trained_floor)[0][0] if model.training_steps else None
+        rows.append(
+            f"| {layout.name} | {model.name} | {model.dtype} | {loss:.0e} | {gradient:.0e} "
+            f"| `{where.name}` | {'' if way is None else format(way, '.0e')} |"
+        )
+
+    return keep
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--exactness-report",
+        action="store_true",
+        help="Print the table of docs/exactness.md: largest differences by layout and model.",
+    )
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    if config.getoption("--exactness-report", default=False):
+        terminalreporter.section("largest relative differences from one process")
+        for row in sorted(config.stash.get(ROWS, [])):
+            terminalreporter.write_line(row)

@@ -1,9 +1,4 @@
-"""What the processes of a layout do: build, load the same weights, take gradients, train.
-
-Weights and gradients travel between layouts as Megatron checkpoints of the model; a checkpoint of
-gradients is one whose tensors are the gradients. So every rank compares its own part of every
-parameter, replicas too.
-"""
+"""What the processes of a layout do: build a test model and compare it with one process's."""
 
 from __future__ import annotations
 
@@ -20,15 +15,14 @@ import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from cases import GLOBAL_BATCH, MICRO_BATCH, SEQUENCE, VOCABULARY, Layout, Model  # noqa: E402
-from megatron.core import dist_checkpointing, tensor_parallel  # noqa: E402
 from megatron.core import parallel_state as ps  # noqa: E402
+from megatron.core import tensor_parallel  # noqa: E402
 from megatron.core.distributed import (  # noqa: E402
     DistributedDataParallel,
     DistributedDataParallelConfig,
     finalize_model_grads,
 )
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer  # noqa: E402
-from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
 from megatron.core.tensor_parallel.mappings import (  # noqa: E402
     gather_from_tensor_model_parallel_region,
 )
@@ -40,8 +34,7 @@ from helm_megatron.config import HelmConfig, attach  # noqa: E402
 from helm_megatron.layers.context_parallel import gather_sequence  # noqa: E402
 from helm_megatron.model import build_model  # noqa: E402
 from helm_megatron.moe.experts import MiceExperts  # noqa: E402
-
-NOISE = 0.1
+from helm_megatron.verify import compare as verify  # noqa: E402
 
 
 @contextlib.contextmanager
@@ -88,7 +81,9 @@ def build(model: Model, layout: Layout) -> list[DistributedDataParallel]:
     )
     attach(config, HelmConfig(**model.helm))
     ddp_config = DistributedDataParallelConfig(
-        use_distributed_optimizer=layout.distributed_optimizer
+        use_distributed_optimizer=layout.distributed_optimizer,
+        overlap_grad_reduce=layout.overlap,
+        overlap_param_gather=layout.overlap,
     )
     chunks = []
     for stage in range(layout.virtual) if layout.virtual else [None]:
@@ -104,176 +99,61 @@ def build(model: Model, layout: Layout) -> list[DistributedDataParallel]:
             **model.arguments,
         )
         chunks.append(DistributedDataParallel(config, ddp_config, chunk))
+    verify.connect_overlap(config, chunks)
     return chunks
 
 
-def batches(layout: Layout, step: int) -> list[Iterator[torch.Tensor]]:
-    """This data-parallel rank's microbatches of the step's global batch, for each chunk."""
-    random = torch.Generator().manual_seed(step)
-    tokens = torch.randint(VOCABULARY, (GLOBAL_BATCH, SEQUENCE + 1), generator=random)
-    # The microbatches are dealt out in turn; which rank has which does not matter to their mean.
-    mine = list(tokens.split(MICRO_BATCH))[ps.get_data_parallel_rank() :: layout.data]
-    return [iter(mine) for _ in range(layout.virtual or 1)]
-
-
-def loss_and_gradients(
-    model: Model, layout: Layout, chunks: list[DistributedDataParallel], step: int
-) -> float:
-    """Megatron's schedule on one global batch; the mean loss, the same on every rank."""
-
-    def forward_step(iterator: Iterator, chunk: torch.nn.Module) -> tuple[torch.Tensor, Any]:
-        tokens = next(iterator)
-        inputs, labels, positions = _share_of_sequence(tokens)
-        given = None if model.own_loss else labels
-
-        def mean_loss(output: torch.Tensor) -> tuple[torch.Tensor, dict]:
-            if model.own_loss:
-                logits = gather_from_tensor_model_parallel_region(output)
-                output = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
-            # Megatron sums what context-parallel ranks have of the mean.
-            loss = output.mean() / layout.context
-            # The schedule divides the loss it is given in place.
-            return loss, {"loss": loss.detach().clone()}
-
-        return chunk(inputs, positions, None, labels=given), mean_loss
-
-    for chunk in chunks:
-        chunk.zero_grad_buffer()
-    losses = get_forward_backward_func()(
-        forward_step_func=forward_step,
-        data_iterator=batches(layout, step),
-        model=chunks,
-        num_microbatches=GLOBAL_BATCH // MICRO_BATCH // layout.data,
-        seq_length=SEQUENCE,
-        micro_batch_size=MICRO_BATCH,
-        forward_only=False,
+def loss_and_gradients(model: Model, chunks: list[DistributedDataParallel], step: int) -> float:
+    """The mean loss of the step's global batch, whose gradients are left in the chunks."""
+    count = GLOBAL_BATCH // MICRO_BATCH
+    data = verify.microbatches(step, VOCABULARY, SEQUENCE, MICRO_BATCH, count)
+    return verify.loss_and_gradients(
+        chunks, data, SEQUENCE, MICRO_BATCH, count, gathered_loss if model.own_loss else None
     )
-    # Only the last pipeline stage has losses.
-    mean = torch.tensor([float(x["loss"]) for x in losses], dtype=torch.float64).sum()
-    for group in (ps.get_pipeline_model_parallel_group(), ps.get_data_parallel_group(True)):
-        dist.all_reduce(mean, group=group)
-    return float(mean) / (GLOBAL_BATCH // MICRO_BATCH)
 
 
-def _share_of_sequence(tokens: torch.Tensor) -> list[torch.Tensor]:
-    """Inputs, labels and positions of this context-parallel rank's tokens, of `[b, s + 1]`."""
-    inputs, labels = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-    positions = torch.arange(SEQUENCE).repeat(len(tokens), 1)
-    batch = {"tokens": inputs, "labels": labels, "position_ids": positions}
-    group = ps.get_context_parallel_group()
-    return list(get_batch_on_this_cp_rank(batch, is_hybrid_cp=False, cp_group=group).values())
+def gathered_loss(output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Torch's cross entropy of every token, in the type of the logits."""
+    logits = gather_from_tensor_model_parallel_region(output)
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
 
 
-def gradients(chunks: list[DistributedDataParallel]) -> dict[torch.nn.Parameter, torch.Tensor]:
-    """The reduced gradient of every parameter of this rank."""
-    for chunk in chunks:
-        for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers):
-            if buffer.ddp_config.use_distributed_optimizer:
-                # Each rank holds the sum for its share of the buffer only.
-                for bucket in buffer.buckets:
-                    group = buffer.data_parallel_group
-                    share = bucket.grad_data.chunk(group.size())[group.rank()].clone()
-                    dist.all_gather_into_tensor(bucket.grad_data, share, group=group)
-    return {
-        parameter: parameter.main_grad.clone()
-        for chunk in chunks
-        for parameter in chunk.module.parameters()
-        if parameter.requires_grad
-    }
-
-
-def state_of(chunks: list[DistributedDataParallel]) -> dict[str, Any]:
-    """The sharded state dict of this rank's chunks, as Megatron's checkpoints have it."""
-    metadata = {"dp_cp_group": ps.get_data_parallel_group(with_context_parallel=True)}
-    return {
-        f"model{i}": chunk.module.sharded_state_dict(metadata=metadata)
-        for i, chunk in enumerate(chunks)
-    }
-
-
-def save(chunks: list[DistributedDataParallel], directory: Path) -> None:
-    """Write a checkpoint of the model's tensors."""
-    if dist.get_rank() == 0:
-        directory.mkdir()
-    dist.barrier()
-    dist_checkpointing.save(state_of(chunks), str(directory))
-
-
-def load(chunks: list[DistributedDataParallel], directory: Path) -> None:
-    """Read all of the model's tensors from a checkpoint of any layout."""
-    state = dist_checkpointing.load(state_of(chunks), str(directory))
-    for i, chunk in enumerate(chunks):
-        chunk.module.load_state_dict(state[f"model{i}"], strict=True)
-
-
-def train(model: Model, layout: Layout, chunks: list[DistributedDataParallel]) -> list[list[float]]:
-    """Loss and gradient norm of each step of Megatron's Adam."""
-    if not model.training_steps:
-        return []
+def job(model: Model, layout: Layout) -> verify.Job:
+    """This rank's part of a run of the model."""
+    chunks = build(model, layout)
     config = OptimizerConfig(
         optimizer="adam",
-        lr=3e-3,
-        min_lr=3e-3,
+        lr=1e-2,
+        min_lr=1e-2,
+        # Of the size of the gradients: Adam's first steps would have the size of the rate however
+        # small the gradient, and the sign of its rounding.
+        adam_eps=1e-2,
         weight_decay=0.1,
         clip_grad=1.0,
         use_distributed_optimizer=layout.distributed_optimizer,
+        overlap_param_gather=layout.overlap,
     )
-    optimizer = get_megatron_optimizer(config, chunks)
-    record = []
-    for step in range(model.training_steps):
-        optimizer.zero_grad()
-        loss = loss_and_gradients(model, layout, chunks, step)
-        _, norm, _ = optimizer.step()
-        record.append([loss, float(norm)])
-    return record
+    return verify.Job(
+        chunks,
+        lambda step: loss_and_gradients(model, chunks, step),
+        lambda: get_megatron_optimizer(config, chunks),
+        model.training_steps,
+    )
 
 
-@torch.no_grad()
-def perturb(chunks: list[DistributedDataParallel]) -> None:
-    """Move every parameter off the value it is initialized with, often 0 or 1."""
-    random = torch.Generator().manual_seed(0)
-    for chunk in chunks:
-        for parameter in chunk.module.parameters():
-            parameter += NOISE * torch.randn(parameter.shape, generator=random)
-
-
-def reference(rank: int, model: Model, layout: Layout, directory: Path) -> dict[str, Any]:
+def reference(rank: int, model: Model, layout: Layout, directory: Path) -> verify.Run:
     """The one-process model: write its weights and gradients, return loss and training."""
     directory.mkdir()
     with layout_of(rank, layout, directory / "store"):
-        chunks = build(model, layout)
-        perturb(chunks)
-        save(chunks, directory / "weights")
-        loss = loss_and_gradients(model, layout, chunks, 0)
-        found = gradients(chunks)
-        with torch.no_grad():
-            for parameter, gradient in found.items():
-                parameter.copy_(gradient)
-        save(chunks, directory / "gradients")
-        load(chunks, directory / "weights")
-        return {"loss": loss, "training": train(model, layout, chunks)}
+        return verify.write_reference(job(model, layout), directory)
 
 
 def compare(
     rank: int, model: Model, layout: Layout, directory: Path, store: Path
-) -> dict[str, Any]:
-    """The same of another layout, with the differences of its gradients from the reference's."""
+) -> verify.Comparison:
+    """The same of another layout, with its differences from the reference."""
     with layout_of(rank, layout, store):
-        chunks = build(model, layout)
-        load(chunks, directory / "weights")
-        loss = loss_and_gradients(model, layout, chunks, 0)
-        found = gradients(chunks)
-        load(chunks, directory / "gradients")
-        differences = []
-        for i, chunk in enumerate(chunks):
-            for name, parameter in chunk.module.named_parameters():
-                if parameter.requires_grad:
-                    error = float((found[parameter] - parameter).abs().max())
-                    scale = float(parameter.abs().max())
-                    differences.append((f"{i}.{name}", error, scale))
-        load(chunks, directory / "weights")
-        training = train(model, layout, chunks)
-        return {"loss": loss, "differences": differences, "training": training}
+        return verify.compare(job(model, layout), directory)
 
 
 def attention_in_bf16(rank: int, model: Model, layout: Layout, store: Path) -> torch.Tensor:
@@ -308,8 +188,8 @@ def save_again(rank: int, model: Model, layout: Layout, directory: Path, again: 
     """Load the reference's weights and save them from this layout."""
     with layout_of(rank, layout, again.with_suffix(".store")):
         chunks = build(model, layout)
-        load(chunks, directory / "weights")
-        save(chunks, again)
+        verify.load(chunks, directory / "weights")
+        verify.save(chunks, again)
 
 
 def differing_tensors(
@@ -317,12 +197,10 @@ def differing_tensors(
 ) -> list[str]:
     """Names of the tensors that this layout loads differently from the two checkpoints."""
     with layout_of(rank, layout, again.with_suffix(".store2")):
-        [chunk] = build(model, layout)
-        load([chunk], directory / "weights")
-        loaded = {name: tensor.clone() for name, tensor in _tensors(chunk)}
-        load([chunk], again)
-        return [name for name, tensor in _tensors(chunk) if not torch.equal(tensor, loaded[name])]
-
-
-def _tensors(chunk: DistributedDataParallel) -> list[tuple[str, torch.Tensor]]:
-    return [*chunk.module.named_parameters(), *chunk.module.named_buffers()]
+        chunks = build(model, layout)
+        verify.load(chunks, directory / "weights")
+        loaded = [tensor.clone() for _, tensor in verify.named_tensors(chunks)]
+        verify.load(chunks, again)
+        again_loaded = verify.named_tensors(chunks)
+        pairs = zip(again_loaded, loaded, strict=True)
+        return [name for (name, tensor), before in pairs if not torch.equal(tensor, before)]

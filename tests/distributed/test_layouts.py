@@ -2,15 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cases import CASES, FP64_CASES, ONE, SAVED_CASES, Layout, Model
+from conftest import Measured
 from workers import Pool
 
-# In fp32 a gradient of a scalar is a long sum of terms of both signs, hence the absolute part.
-FP32 = {"relative": 2e-5, "absolute": 1e-7}
-FP64 = {"relative": 1e-10, "absolute": 0.0}
+from helm_megatron.verify.result import FP32, FP64, Comparison, Run, Tolerances, wrong
 
 each_case = pytest.mark.parametrize(
     ("model", "layout"), CASES, ids=[f"{model.name}-{layout.name}" for model, layout in CASES]
@@ -25,51 +23,51 @@ each_saved_case = pytest.mark.parametrize(
     SAVED_CASES,
     ids=[f"{model.name}-{layout.name}" for model, layout in SAVED_CASES],
 )
-Reference = Callable[[Model], tuple[Path, dict[str, Any]]]
+Reference = Callable[[Model], tuple[Path, Run]]
 
 
-def wrong_gradients(
-    results: list[dict[str, Any]], relative: float, absolute: float
-) -> list[tuple[float, str]]:
-    """Those whose gradient is off by more than `relative` of its largest entry, worst first."""
-    found = [
-        (
-            error / scale if scale else float("inf"),
-            f"rank {rank} {name}: {error:.1e} of {scale:.1e}",
-        )
-        for rank, result in enumerate(results)
-        for name, error, scale in result["differences"]
-        if not error <= relative * scale + absolute
-    ]
-    return sorted(found, reverse=True)
+def assert_equal(one: Run, results: list[Comparison], tolerances: Tolerances) -> None:
+    """Every rank of a layout found what one process did, up to rounding."""
+    t = tolerances
+    for result in results:
+        assert result.run.loss == pytest.approx(one.loss, rel=t.loss)
+        assert not wrong(result.gradients, t.gradient, t.gradient_floor)
+        # Loss and gradient norm; with clipping the norm decides about the step.
+        for got, expected in zip(result.run.training, one.training, strict=True):
+            assert got == pytest.approx(expected, rel=t.training)
+        assert not wrong(result.trained, t.trained, t.trained_floor)
 
 
 @each_case
 def test_layout_equals_one_process(
-    pool: Pool, reference: Reference, fresh_path: Callable[[], Path], model: Model, layout: Layout
+    pool: Pool,
+    reference: Reference,
+    fresh_path: Callable[[], Path],
+    measured: Measured,
+    model: Model,
+    layout: Layout,
 ) -> None:
     directory, one = reference(model)
     results = pool.run(layout.world, "compare", model, layout, directory, fresh_path())
-    for result in results:
-        assert result["loss"] == pytest.approx(one["loss"], rel=1e-6)
-    assert not wrong_gradients(results, **FP32)
-    for result in results:
-        # Loss and gradient norm; with clipping the norm decides about the step.
-        for got, expected in zip(result["training"], one["training"], strict=True):
-            assert got == pytest.approx(expected, rel=1e-4)
+    measured(model, layout, one, results)
+    assert_equal(one, results, FP32)
 
 
 @each_fp64_case
 def test_layout_equals_one_process_in_fp64(
-    pool: Pool, reference: Reference, fresh_path: Callable[[], Path], model: Model, layout: Layout
+    pool: Pool,
+    reference: Reference,
+    fresh_path: Callable[[], Path],
+    measured: Measured,
+    model: Model,
+    layout: Layout,
 ) -> None:
     directory, one = reference(model)
     results = pool.run(layout.world, "compare", model, layout, directory, fresh_path())
-    for result in results:
-        assert result["loss"] == pytest.approx(one["loss"], rel=1e-12)
-        # A gradient of zero would show nothing.
-        assert not [name for name, _, scale in result["differences"] if scale < 1e-7]
-    assert not wrong_gradients(results, **FP64)
+    measured(model, layout, one, results)
+    assert_equal(one, results, FP64)
+    # A gradient of zero would show nothing.
+    assert not [d.name for result in results for d in result.gradients if d.scale < 1e-7]
 
 
 @each_saved_case

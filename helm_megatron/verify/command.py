@@ -1,0 +1,208 @@
+"""The command: compare a run's layout with one process, and say what differs."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import logging
+import sys
+import tempfile
+import traceback
+from argparse import Namespace
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from megatron.training.arguments import parse_args, validate_args
+
+from helm_megatron.checks import ArgumentError, check_args
+from helm_megatron.pretrain import add_args
+from helm_megatron.verify import shrink
+from helm_megatron.verify.compare import compare, write_reference
+from helm_megatron.verify.layouts import is_first, job, process_groups
+from helm_megatron.verify.result import (
+    BF16,
+    FP32,
+    TF32,
+    Comparison,
+    Difference,
+    Run,
+    Tolerances,
+    worst_first,
+)
+
+SHOWN = 10
+
+
+def main() -> int:
+    """Compare; returns the exit code: 0 the same model, 1 a difference, 2 flags that cannot be."""
+    logging.getLogger("megatron").setLevel(logging.WARNING)  # it lists every parameter
+    try:
+        layout, reference, directory = settings()
+    except (ArgumentError, AssertionError, ValueError) as error:
+        # Some of Megatron's assertions have no message; their source line says what failed.
+        reason = str(error) or traceback.extract_tb(error.__traceback__)[-1].line
+        if is_first():
+            print(f"verify: error: {reason}", file=sys.stderr)
+        return 2
+    say(description(layout))
+    with temporary(directory) as path:
+        count = shrink.microbatches(layout)
+        one = None
+        if is_first():
+            with process_groups(reference):
+                one = write_reference(job(reference, count), path)
+            say("verify: one process has run; now the layout")
+        with process_groups(layout):
+            run, path = share((one, path))
+            if not path.is_dir():
+                raise SystemExit(
+                    f"verify: error: {path} is not there on every node; pass "
+                    "--verify-directory on a file system that all nodes share"
+                )
+            found: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(found, compare(job(layout, count), path))
+    good = report(run, found, tolerances(layout))
+    say(f"verify: {'the layout computes the same model' if good else 'THE LAYOUT DIFFERS'}")
+    return 0 if good else 1
+
+
+def settings() -> tuple[Namespace, Namespace, Path | None]:
+    """Flags of the layout and of one process, both validated, and where checkpoints go.
+
+    Raises:
+        ArgumentError, AssertionError, ValueError: the flags cannot work.
+    """
+    args = parse_args(add_verify_args)
+    check_args(args)
+    for name in ("use_megatron_fsdp", "use_torch_fsdp2", "use_checkpoint_args", "yaml_cfg"):
+        if getattr(args, name, None):
+            raise ArgumentError(f"--{name.replace('_', '-')}: not verified; drop the flag")
+    layout = shrink.prepare(args, args.verify_full_size, args.verify_low_precision)
+    reference = shrink.one_process(layout)
+    with contextlib.redirect_stdout(io.StringIO()):  # what it has set
+        for each in (layout, reference):
+            validate_args(each)
+            check_args(each)
+    return layout, reference, args.verify_directory
+
+
+def add_verify_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """The flags of `pretrain_helm.py`, and three of this command's own."""
+    add_args(parser)
+    group = parser.add_argument_group("verify", "one layout against one process")
+    group.add_argument(
+        "--verify-full-size",
+        action="store_true",
+        help="Keep layers, widths, sequence length and micro-batch size; one process must hold "
+        "the whole model. By default they shrink, in proportion, with every kind of layer kept.",
+    )
+    group.add_argument(
+        "--verify-low-precision",
+        action="store_true",
+        help="Keep --bf16, --fp16 and --fp8-format. By default all is fp32: low precision hides "
+        "what is small.",
+    )
+    group.add_argument(
+        "--verify-directory",
+        type=Path,
+        default=None,
+        help="Where temporary checkpoints go (default: the system's temporary directory); with "
+        "several nodes one that they share.",
+    )
+    return parser
+
+
+@contextlib.contextmanager
+def temporary(parent: Path | None) -> Any:
+    """A directory of rank 0 that goes at the end; other ranks are told of it later."""
+    if not is_first():
+        yield Path()
+        return
+    with tempfile.TemporaryDirectory(prefix="helm-verify-", dir=parent) as name:
+        yield Path(name)
+
+
+def share(value: tuple[Any, Path]) -> tuple[Run, Path]:
+    """Rank 0's value on every rank."""
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def tolerances(args: Namespace) -> Tolerances:
+    """By the precision that the flags leave."""
+    if args.bf16 or args.fp16:
+        return BF16
+    return FP32 if args.transformer_impl == "local" else TF32
+
+
+def report(one: Run, found: list[Comparison], t: Tolerances) -> bool:
+    """Print a line for every check, and the tensors that differ; whether all is well."""
+    losses = [Difference("", abs(f.run.loss - one.loss), abs(one.loss)) for f in found]
+    steps = [
+        Difference(f"step {i + 1}", abs(got - expected), abs(expected))
+        for f in found
+        for i, pair in enumerate(zip(f.run.training, one.training, strict=True))
+        for got, expected in zip(*pair, strict=True)
+    ]
+    gradients = [d for f in found for d in f.gradients]
+    trained = [d for f in found for d in f.trained]
+    good = [
+        check("loss", losses, t.loss, 0.0),
+        check(
+            f"gradients of {names(gradients)} parameters", gradients, t.gradient, t.gradient_floor
+        ),
+        check(f"loss and gradient norm of {len(one.training)} steps", steps, t.training, 0.0),
+        check(f"tensors after {len(one.training)} steps", trained, t.trained, t.trained_floor),
+    ]
+    idle = sorted({d.name for d in gradients if d.scale == 0})
+    if idle:
+        say(f"  note: no gradient reaches {', '.join(idle[:SHOWN])}{', ..' * (len(idle) > SHOWN)}")
+    return all(good)
+
+
+def check(what: str, differences: list[Difference], limit: float, floor: float) -> bool:
+    """One line: verdict, largest relative difference, its limit, its tensor."""
+    pairs = worst_first(differences, floor)
+    value, where = pairs[0]
+    good = value <= limit
+    word = "ok      " if good else "MISMATCH"
+    say(f"  {word}  {what}: {value:.1e} (at most {limit:.0e}) {where.name}".rstrip())
+    seen = {where.name}
+    for value, where in pairs:
+        if not value <= limit and where.name not in seen and len(seen) < SHOWN:
+            seen.add(where.name)
+            say(f"            {value:.1e} {where.name}")
+    return good
+
+
+def names(differences: Iterable[Difference]) -> int:
+    """How many tensors there are over all ranks."""
+    return len({d.name for d in differences})
+
+
+def description(args: Namespace) -> str:
+    """Two lines: the model that is run, and the layout."""
+    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
+    experts = f", {args.num_experts} experts" if args.num_experts else ""
+    size = "full size" if args.verify_full_size else "shrunk"
+    sequence = " with sequence parallelism" if args.sequence_parallel else ""
+    virtual = args.virtual_pipeline_model_parallel_size
+    return (
+        f"verify: {size} to {args.num_layers} layers, width {args.hidden_size}, "
+        f"{args.num_attention_heads} heads{experts}, {args.seq_length} tokens; {precision}, "
+        "no dropout\n"
+        f"verify: {args.world_size} processes: tensor {args.tensor_model_parallel_size}{sequence}, "
+        f"pipeline {args.pipeline_model_parallel_size}{f' x {virtual}' if virtual else ''}, "
+        f"expert {args.expert_model_parallel_size} (tensor {args.expert_tensor_parallel_size}), "
+        f"data {args.data_parallel_size}"
+    )
+
+
+def say(text: str) -> None:
+    """Print on rank 0."""
+    if is_first():
+        print(text, flush=True)

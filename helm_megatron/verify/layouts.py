@@ -1,0 +1,112 @@
+"""Process groups, model and optimizer of a run's flags, one layout after another in one process."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import os
+from argparse import Namespace
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state as ps
+from megatron.core import tensor_parallel
+from megatron.core.distributed import finalize_model_grads
+from megatron.core.optimizer import get_megatron_optimizer
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.moe.moe_logging import destroy_moe_metrics_tracker
+from megatron.training.argument_utils import gpt_config_from_args
+from megatron.training.training import get_megatron_ddp_config, get_megatron_optimizer_config
+
+from helm_megatron.arguments import config_from_args
+from helm_megatron.builder import HelmModelConfig
+from helm_megatron.verify import compare
+from helm_megatron.verify.compare import Job
+
+STEPS = 3
+# Large enough to tell in fp32. Adam's first steps have the size of the rate however small the
+# gradient, and the sign of its rounding: hence an epsilon of the size of clipped gradients.
+OPTIMIZER = {"lr": 1e-2, "min_lr": 1e-2, "adam_eps": 1e-2}
+
+
+@contextlib.contextmanager
+def process_groups(args: Namespace) -> Iterator[None]:
+    """Megatron's groups for validated flags, taken down at the end.
+
+    A world of one needs no other process; a larger one is what torchrun's variables describe.
+    """
+    device = args.local_rank or 0
+    if torch.cuda.is_available():
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        args.distributed_backend,
+        store=dist.HashStore() if args.world_size == 1 else None,
+        rank=args.rank,
+        world_size=args.world_size,
+        timeout=timedelta(minutes=args.distributed_timeout_minutes),
+    )
+    try:
+        ps.initialize_model_parallel(
+            args.tensor_model_parallel_size,
+            args.pipeline_model_parallel_size,
+            args.virtual_pipeline_model_parallel_size,
+            pipeline_model_parallel_comm_backend=args.pipeline_model_parallel_comm_backend,
+            expert_model_parallel_size=args.expert_model_parallel_size,
+            expert_tensor_parallel_size=args.expert_tensor_parallel_size,
+            num_distributed_optimizer_instances=args.num_distributed_optimizer_instances,
+            distributed_timeout_minutes=args.distributed_timeout_minutes,
+            order="tp-cp-ep-pp-dp" if args.use_tp_pp_dp_mapping else "tp-cp-ep-dp-pp",
+            create_gloo_process_groups=args.use_gloo_process_groups,
+        )
+        tensor_parallel.model_parallel_cuda_manual_seed(args.seed, force_reset_rng=True)
+        yield
+    finally:
+        destroy_moe_metrics_tracker()  # it has one entry for each layer of this model
+        ps.destroy_model_parallel()
+        dist.destroy_process_group()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def job(args: Namespace, count: int) -> Job:
+    """This rank's part of the run that the flags describe, with `count` microbatches a batch."""
+    config = config_from_args(args)
+    config.finalize_model_grads_func = finalize_model_grads
+    model_config = gpt_config_from_args(args, config, HelmModelConfig)
+    builder = model_config.get_builder_cls()(model_config)
+    with contextlib.redirect_stdout(io.StringIO()):  # it counts parameters
+        chunks = builder.build_distributed_models(
+            pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
+            ddp_config=get_megatron_ddp_config(args),
+            data_parallel_random_init=False,
+        )
+    compare.connect_overlap(config, chunks, args.align_grad_reduce)
+
+    def loss_of_step(step: int) -> float:
+        shape = args.seq_length, args.micro_batch_size, count
+        data = compare.microbatches(step, args.padded_vocab_size, *shape)
+        return compare.loss_and_gradients(chunks, data, *shape)
+
+    def make_optimizer() -> Any:
+        optimizer_config, overrides = get_megatron_optimizer_config(args)
+        vars(optimizer_config).update(OPTIMIZER)
+        optimizer = get_megatron_optimizer(
+            optimizer_config,
+            chunks,
+            config_overrides=overrides,
+            use_gloo_process_groups=args.use_gloo_process_groups,
+        )
+        config.grad_scale_func = optimizer.scale_loss
+        return optimizer
+
+    return Job(chunks, loss_of_step, make_optimizer, STEPS)
+
+
+def is_first() -> bool:
+    """Whether this is rank 0 of the whole run, whatever groups there are."""
+    return int(os.environ.get("RANK", "0")) == 0
