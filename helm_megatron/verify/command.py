@@ -38,7 +38,7 @@ SHOWN = 10
 
 def main() -> int:
     """Compare; returns the exit code: 0 the same model, 1 a difference, 2 flags that cannot be."""
-    logging.getLogger("megatron").setLevel(logging.WARNING)  # it lists every parameter
+    logging.getLogger("megatron").setLevel(logging.ERROR)  # it lists every parameter
     try:
         layout, reference, directory = settings()
     except (ArgumentError, AssertionError, ValueError) as error:
@@ -158,9 +158,9 @@ def report(one: Run, found: list[Comparison], t: Tolerances) -> bool:
         check(f"loss and gradient norm of {len(one.training)} steps", steps, t.training, 0.0),
         check(f"tensors after {len(one.training)} steps", trained, t.trained, t.trained_floor),
     ]
-    idle = sorted({d.name for d in gradients if d.scale == 0})
+    idle = names(d for d in gradients if d.scale == 0)
     if idle:
-        say(f"  note: no gradient reaches {', '.join(idle[:SHOWN])}{', ..' * (len(idle) > SHOWN)}")
+        say(f"  note      {idle} of these gradients are zero (experts that no token chose?)")
     return all(good)
 
 
@@ -188,11 +188,11 @@ def description(args: Namespace) -> str:
     """Two lines: the model that is run, and the layout."""
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
     experts = f", {args.num_experts} experts" if args.num_experts else ""
-    size = "full size" if args.verify_full_size else "shrunk"
+    size = "full size:" if args.verify_full_size else "shrunk to"
     sequence = " with sequence parallelism" if args.sequence_parallel else ""
     virtual = args.virtual_pipeline_model_parallel_size
     return (
-        f"verify: {size} to {args.num_layers} layers, width {args.hidden_size}, "
+        f"verify: {size} {args.num_layers} layers, width {args.hidden_size}, "
         f"{args.num_attention_heads} heads{experts}, {args.seq_length} tokens; {precision}, "
         "no dropout\n"
         f"verify: {args.world_size} processes: tensor {args.tensor_model_parallel_size}{sequence}, "

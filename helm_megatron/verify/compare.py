@@ -166,7 +166,8 @@ def named_tensors(chunks: Sequence[DistributedDataParallel]) -> list[tuple[str, 
     """Saved parameters and buffers of this rank's chunks, layers by their global index."""
     found: list[tuple[str, Tensor]] = []
     for chunk in chunks:
-        module = chunk.module
+        # In low precision Megatron's wrapper lies around the model.
+        module = getattr(chunk.module, "module", chunk.module)
         offsets = {
             f"{name}.": layer.layer_number - 1
             for name, layer in module.named_modules()
@@ -183,9 +184,8 @@ def _global_name(name: str, offsets: dict[str, int]) -> str:
     for prefix, number in offsets.items():
         if name.startswith(prefix):
             layers = prefix.rstrip(".").rsplit(".", 1)[0]
-            name = f"{layers}.{number}.{name.removeprefix(prefix)}"
-            break
-    return name.removeprefix("module.")
+            return f"{layers}.{number}.{name.removeprefix(prefix)}"
+    return name
 
 
 def connect_overlap(config: Any, chunks: Chunks, align_grad_reduce: bool = True) -> None:

@@ -91,10 +91,10 @@ def one_process(args: Namespace) -> Namespace:
 
 
 def microbatches(args: Namespace) -> int:
-    """Of a global batch: two to accumulate, or enough to fill the pipeline, for each replica."""
+    """Of a global batch: for each replica twice what fills the pipeline."""
     stages = args.pipeline_model_parallel_size
     replicas = args.world_size // (args.tensor_model_parallel_size * stages)
-    return max(2, stages) * replicas
+    return 2 * stages * replicas
 
 
 def _up(value: int, multiple: int) -> int:

@@ -8,8 +8,8 @@ from typing import Any
 VOCABULARY = 32
 SEQUENCE = 16
 MICRO_BATCH = 2
-# Two microbatches at data-parallel size 1, one at 2: Megatron's balance loss is of a microbatch.
-GLOBAL_BATCH = 4
+# Four microbatches at data-parallel size 1, one at 4: Megatron's balance loss is of a microbatch.
+GLOBAL_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class Layout:
     # Of gradient reduction with the backward pass, of parameter gathering with the forward pass.
     overlap: bool = False
     dispatcher: str = "alltoall"
+    # Megatron's notation of an uneven split: E embedding, t layer, L loss, | between stages.
+    pipeline_layout: str | None = None
     recompute: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -107,6 +109,8 @@ HELM_D = Model(
     },
 )
 HELM_D_TWIN = Model("helm-d-twin", HELM_D.config, {"geometry": "euclidean"})
+HELM_D_MHA = Model("helm-d-mha", BASE, {**CURVED, "embedding_curvature": 0.6})
+HELM_D_DEEP = Model("helm-d-deep", {**BASE, "num_layers": 4}, CURVED)
 HELM_D_TIED = Model(
     "helm-d-tied",
     {**BASE, "num_query_groups": 2},
@@ -123,6 +127,38 @@ MICE_DEEP = Model(
     {**LATENT, **MOE, "q_lora_rank": 10, "num_layers": 4, "moe_layer_freq": [0, 1, 1, 1]},
     SPREAD,
     latent=True,
+)
+# Group-limited routing of a shared expert of double width; no latent attention, grouped queries.
+MICE_GQA = Model(
+    "mice-gqa",
+    {
+        **BASE,
+        **MOE,
+        **SIGMOID,
+        "num_query_groups": 2,
+        "moe_router_num_groups": 2,
+        "moe_router_group_topk": 1,
+        "moe_router_topk_scaling_factor": 1.5,
+        "moe_shared_expert_intermediate_size": 16,
+    },
+    {**SPREAD, "embedding": "lorentz"},
+)
+MICE_TOP1 = Model(
+    "mice-top1-unshared",
+    {
+        **LATENT,
+        **MOE,
+        "q_lora_rank": None,
+        "moe_router_topk": 1,
+        # A softmax over one chosen expert would be 1, without a gradient.
+        "moe_router_pre_softmax": True,
+        "moe_shared_expert_intermediate_size": None,
+    },
+    {**SPREAD, "mice_learn_curvature": False},
+    latent=True,
+)
+MICE_TOP3 = Model(
+    "mice-top3", {**LATENT, **MOE, "q_lora_rank": 10, "moe_router_topk": 3}, SPREAD, latent=True
 )
 MICE_REFERENCE = Model(
     "mice-reference",
@@ -151,8 +187,14 @@ TP2 = Layout("tp2", 2, tensor=2)
 TP2_SP = Layout("tp2-sp", 2, tensor=2, sequence=True)
 PP2 = Layout("pp2", 2, pipeline=2)
 PP2_VPP2 = Layout("pp2-vpp2", 2, pipeline=2, virtual=2)
+PP2_UNEVEN = Layout("pp2-uneven", 2, pipeline=2, pipeline_layout="Et|tttL")
+PP4 = Layout("pp4", 4, pipeline=4)
+TP4_SP = Layout("tp4-sp", 4, tensor=4, sequence=True)
 DP2 = Layout("dp2", 2)
 DP2_OPTIMIZER = Layout("dp2-distributed-optimizer", 2, distributed_optimizer=True)
+DP2_OVERLAP = Layout(
+    "dp2-distributed-optimizer-overlap", 2, distributed_optimizer=True, overlap=True
+)
 EP2 = Layout("ep2", 2, expert=2)
 EP2_OPTIMIZER = Layout("ep2-distributed-optimizer", 2, expert=2, distributed_optimizer=True)
 EP2_ALLGATHER = Layout("ep2-allgather", 2, expert=2, dispatcher="allgather")
@@ -172,6 +214,7 @@ CP2_TP2 = Layout("cp2-tp2-sp", 4, context=2, tensor=2, sequence=True)
 CP2_EP2 = Layout("cp2-ep2", 2, context=2, expert=2)
 CP2_DP2_EP2 = Layout("cp2-dp2-ep2", 4, context=2, expert=2, distributed_optimizer=True)
 CP2_PP2 = Layout("cp2-pp2", 4, context=2, pipeline=2)
+PP2_EP2 = Layout("pp2-ep2", 4, pipeline=2, expert=2)
 RECOMPUTE = Layout(
     "recompute-layers",
     recompute={
@@ -202,7 +245,14 @@ CASES = [
     *((MICE, layout) for layout in (CP2, CP2_TP2, CP2_EP2)),
     *((MICE_Q_LORA, layout) for layout in (CP2_DP2_EP2, CP4)),
     (MICE_DEEP, PP2_VPP2),
-    *((MICE_REFERENCE, layout) for layout in (TP2_SP, EP2)),
+    *((MICE_REFERENCE, layout) for layout in (TP2_SP, PP2, EP2, DP2_OVERLAP)),
+    *((HELM_D_MHA, layout) for layout in (TP2, TP4_SP, PP2, DP2_OVERLAP)),
+    *((HELM_D_DEEP, layout) for layout in (PP4, PP2_VPP2, PP2_UNEVEN)),
+    *((HMLA_DENSE, layout) for layout in (PP2, DP2_OVERLAP)),
+    *((MICE_GQA, layout) for layout in (TP2_SP, PP2, EP2, DP2_OVERLAP, TP2_EP2)),
+    *((MICE_TOP1, layout) for layout in (TP2_ETP1_EP2, EP4, PP2, DP2)),
+    *((MICE_TOP3, layout) for layout in (TP4_SP, EP2_ALLGATHER, PP2_EP2, DP2_OVERLAP)),
+    (MICE_DEEP, PP4),
 ]
 FP64_CASES = [
     *((HELM_D_FP64, layout) for layout in (TP2, TP2_SP, PP2, DP2_OPTIMIZER)),

@@ -73,6 +73,11 @@ def build(model: Model, layout: Layout) -> list[DistributedDataParallel]:
         pipeline_model_parallel_size=layout.pipeline,
         virtual_pipeline_model_parallel_size=layout.virtual,
         context_parallel_size=layout.context,
+        pipeline_model_parallel_layout=layout.pipeline_layout,
+        # Interleaving sends both ways between two stages at once; a batch would mix them up, and
+        # Megatron's command line refuses it.
+        overlap_p2p_comm=layout.virtual is not None,
+        batch_p2p_comm=layout.virtual is None,
         expert_model_parallel_size=layout.expert,
         expert_tensor_parallel_size=layout.expert_tensor,
         sequence_parallel=layout.sequence,
