@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "model": {"geometry", "config", "layers", "moe", "specs"},
     "builder": {"model"},
     "arguments": {"config"},
-    "verify": {"config", "model", "builder", "arguments", "pretrain", "platform"},
+    "verify": {"arguments", "builder", "checks", "model", "platform", "pretrain"},
 }
 
 
