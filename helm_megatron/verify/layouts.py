@@ -55,6 +55,7 @@ def process_groups(args: Namespace) -> Iterator[None]:
             args.pipeline_model_parallel_size,
             args.virtual_pipeline_model_parallel_size,
             pipeline_model_parallel_comm_backend=args.pipeline_model_parallel_comm_backend,
+            context_parallel_size=args.context_parallel_size,
             expert_model_parallel_size=args.expert_model_parallel_size,
             expert_tensor_parallel_size=args.expert_tensor_parallel_size,
             num_distributed_optimizer_instances=args.num_distributed_optimizer_instances,

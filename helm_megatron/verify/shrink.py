@@ -32,6 +32,7 @@ ONE_PROCESS = {
     "rank": 0,
     "tensor_model_parallel_size": 1,
     "pipeline_model_parallel_size": 1,
+    "context_parallel_size": 1,
     "expert_model_parallel_size": 1,
     "expert_tensor_parallel_size": None,
     "num_layers_per_virtual_pipeline_stage": None,
@@ -93,7 +94,8 @@ def one_process(args: Namespace) -> Namespace:
 def microbatches(args: Namespace) -> int:
     """Of a global batch: for each replica twice what fills the pipeline."""
     stages = args.pipeline_model_parallel_size
-    replicas = args.world_size // (args.tensor_model_parallel_size * stages)
+    shards = args.tensor_model_parallel_size * args.context_parallel_size * stages
+    replicas = args.world_size // shards
     return 2 * stages * replicas
 
 

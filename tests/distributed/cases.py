@@ -25,7 +25,7 @@ class Model:
     # Take torch's cross entropy of gathered logits: Megatron's vocabulary-parallel one is fp32.
     own_loss: bool = False
     # Megatron's optimizers clip fp32 gradients only.
-    training_steps: int = 4
+    training_steps: int = 20
 
 
 @dataclass(frozen=True)
