@@ -76,6 +76,7 @@ def settings() -> tuple[Namespace, Namespace, Path | None]:
         ArgumentError, AssertionError, ValueError: the flags cannot work.
     """
     args = parse_args(add_verify_args)
+    args.mock_data, args.data_path = True, None  # batches are drawn; the run's may be elsewhere
     check_args(args)
     for name in ("use_megatron_fsdp", "use_torch_fsdp2", "use_checkpoint_args", "yaml_cfg"):
         if getattr(args, name, None):

@@ -25,7 +25,7 @@ class Model:
     # Take torch's cross entropy of gathered logits: Megatron's vocabulary-parallel one is fp32.
     own_loss: bool = False
     # Megatron's optimizers clip fp32 gradients only.
-    training_steps: int = 20
+    training_steps: int = 3
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,7 @@ HELM_D = Model(
         "residual_scale": 4.0,
         "learn_residual_scale": True,
     },
+    training_steps=20,
 )
 HELM_D_TWIN = Model("helm-d-twin", HELM_D.config, {"geometry": "euclidean"})
 HELM_D_MHA = Model("helm-d-mha", BASE, {**CURVED, "embedding_curvature": 0.6})
@@ -120,7 +121,11 @@ HELM_D_TIED = Model(
 HMLA_DENSE = Model("hmla-dense", {**LATENT, "q_lora_rank": 10}, CURVED, latent=True)
 MICE = Model("mice", {**LATENT, **MOE, "q_lora_rank": None}, SPREAD, latent=True)
 MICE_Q_LORA = Model(
-    "mice-q-lora", {**LATENT, **MOE, **SIGMOID, "q_lora_rank": 10}, SPREAD, latent=True
+    "mice-q-lora",
+    {**LATENT, **MOE, **SIGMOID, "q_lora_rank": 10},
+    SPREAD,
+    latent=True,
+    training_steps=20,
 )
 MICE_DEEP = Model(
     "mice-deep",

@@ -96,6 +96,7 @@ def flags(**changes):
         "world_size": 8,
         "tensor_model_parallel_size": 2,
         "pipeline_model_parallel_size": 2,
+        "context_parallel_size": 1,
         "expert_model_parallel_size": 2,
         "pipeline_model_parallel_layout": None,
         "decoder_first_pipeline_num_layers": None,
