@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from megatron.core import dist_checkpointing
+from torch.distributed.checkpoint.api import CheckpointException
 
 from helm_megatron.arguments import add_helm_args, helm_config_from_args
-from helm_megatron.checkpoint.files import CheckpointError
+from helm_megatron.checkpoint.failures import reason
+from helm_megatron.checkpoint.files import CheckpointError, whole_iterations
 from helm_megatron.checks import ArgumentError
 
 # Megatron's `--use-checkpoint-args` copies the dense architecture; these complete HELM-MiCE's.
@@ -36,9 +38,11 @@ def saved_args(folder: Path) -> argparse.Namespace | None:
         return None
     try:
         return dist_checkpointing.load_common_state_dict(str(folder)).get("args")
-    except Exception as error:  # unpickling damaged data raises anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        raise CheckpointError(f"{folder}: the common state cannot be read: {reason}") from error
+    except (Exception, CheckpointException) as error:  # unpickling damaged data raises anything
+        raise CheckpointError(
+            f"{folder}: its arguments cannot be read: {reason(error)} "
+            f"({whole_iterations(folder.parent, without=folder)})"
+        ) from error
 
 
 def defaults_from(saved: argparse.Namespace) -> dict[str, Any]:

@@ -31,20 +31,20 @@ def explanation(error: BaseException, args: argparse.Namespace) -> str | None:
     if "load_checkpoint" in frames:
         folder = folder_to_load(args)
         if folder is None:
-            return f"--load {args.load}: {_reason(error)}"
+            return f"--load {args.load}: {reason(error)}"
         return (
-            f"{folder} cannot be loaded: {_reason(error)} "
+            f"{folder} cannot be loaded: {reason(error)} "
             f"({whole_iterations(folder.parent, without=folder)})"
         )
     if frames & _SAVING and isinstance(error, (CheckpointException, OSError)):
         return (
-            f"no checkpoint could be saved to {args.save}: {_reason(error)}; the errors above say "
+            f"no checkpoint could be saved to {args.save}: {reason(error)}; the errors above say "
             f"why: is the disk full? ({whole_iterations(args.save)})"
         )
     return None
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """The first line of the first failed rank's message, shortened."""
     if isinstance(error, CheckpointException) and not error.failures:
         return "another rank failed"

@@ -34,6 +34,8 @@ _INDEX_CLASSES = {
     "torch.distributed.checkpoint.planner": "BytesIOWriteData SavePlan TensorWriteData WriteItem "
     "WriteItemType",
     "collections": "OrderedDict",
+    "pathlib": "PosixPath",
+    "pathlib._local": "PosixPath",
 }
 
 

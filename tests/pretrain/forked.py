@@ -52,7 +52,7 @@ class Ranks:
             except ProcessLookupError:
                 process.kill()
 
-    def join(self, seconds: float = 100) -> list[int]:
+    def join(self, seconds: float = 200) -> list[int]:
         """The exit codes of the ranks; those that are still there after the time are killed."""
         end = time.monotonic() + seconds
         for process in self.processes:
@@ -64,7 +64,7 @@ class Ranks:
         assert None not in codes, f"ranks hang, exit codes {codes}:\n{self.output[-4000:]}"
         return codes
 
-    def wait_for(self, condition: Callable[[], bool], seconds: float = 60) -> None:
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 200) -> None:
         """Wait until the condition holds; fails if all ranks end first, or at the time."""
         end = time.monotonic() + seconds
         while not condition():
