@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 VOCABULARY = 32
@@ -258,6 +258,8 @@ CASES = [
     *((MICE_TOP1, layout) for layout in (TP2_ETP1_EP2, EP4, PP2, DP2)),
     *((MICE_TOP3, layout) for layout in (TP4_SP, EP2_ALLGATHER, PP2_EP2, DP2_OVERLAP)),
     (MICE_DEEP, PP4),
+    (MICE, PP2),
+    *((model, CP2) for model in (HELM_D_MHA, HMLA_DENSE, MICE_REFERENCE, MICE_GQA)),
 ]
 FP64_CASES = [
     *((HELM_D_FP64, layout) for layout in (TP2, TP2_SP, PP2, DP2_OPTIMIZER)),
@@ -267,3 +269,51 @@ FP64_CASES = [
     (MICE_FP64, CP2_EP2),
 ]
 SAVED_CASES = [(HELM_D, TP2_PP2), (MICE_Q_LORA, TP2_EP2)]
+
+MODELS = [
+    *(HELM_D, HELM_D_TWIN, HELM_D_MHA, HELM_D_TIED, HMLA_DENSE),
+    *(MICE, MICE_Q_LORA, MICE_GQA, MICE_TOP1, MICE_TOP3, MICE_REFERENCE),
+]
+LAYOUTS = [
+    *(TP2, TP2_SP, TP4_SP, PP2, PP4, PP2_VPP2, PP2_UNEVEN, TP2_PP2),
+    *(DP2, DP2_OPTIMIZER, DP2_OVERLAP, RECOMPUTE, RECOMPUTE_PARTS),
+    *(EP2, EP4, EP2_ALLGATHER, EP2_OPTIMIZER, TP2_ALLGATHER, TP2_ETP1, TP2_ETP1_EP2),
+    *(TP2_EP2, TP2_EP2_ALLGATHER, PP2_EP2),
+    *(CP2, CP4, CP2_TP2, CP2_PP2, CP2_EP2, CP2_DP2_EP2),
+]
+
+
+def has_experts(model: Model) -> bool:
+    return "num_moe_experts" in model.config
+
+
+def fits(model: Model, layout: Layout) -> bool:
+    """Whether the layout can hold the model and differs for it from another layout."""
+    groups = model.config.get("num_query_groups", model.config["num_attention_heads"])
+    if groups % layout.tensor:
+        return False
+    if has_experts(model):
+        reference = model.helm.get("mice_combine") == "reference"
+        return (layout.tensor == 1 or layout.sequence) and not (
+            reference and layout.dispatcher == "allgather"
+        )
+    of_experts = layout.expert > 1 or layout.expert_tensor or layout.dispatcher == "allgather"
+    return not of_experts and layout is not RECOMPUTE_PARTS
+
+
+def deep_enough(model: Model, layout: Layout) -> Model:
+    """The model, with four layers if the pipeline has more chunks than it has layers."""
+    if layout.pipeline * (layout.virtual or 1) == 4 or layout.pipeline_layout:
+        more = {"num_layers": 4}
+        if has_experts(model):
+            more["moe_layer_freq"] = [0, 1, 1, 1]
+        return replace(model, name=f"{model.name}-deep", config={**model.config, **more})
+    return model
+
+
+ALL_CASES = [
+    (deep_enough(model, layout), layout)
+    for model in MODELS
+    for layout in LAYOUTS
+    if fits(model, layout)
+]

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cases import ONE, Layout, Model
+from cases import ALL_CASES, CASES, ONE, Layout, Model
 from workers import Pool
 
 from helm_megatron.verify.result import FP32, Comparison, Run, worst_first
@@ -69,6 +69,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="Print the table of docs/exactness.md: largest differences by layout and model.",
     )
+    parser.addoption(
+        "--all-layouts",
+        action="store_true",
+        help="Every model in every layout of tests/distributed/cases.py: about an hour.",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.function.__name__ == "test_layout_equals_one_process":
+        cases = ALL_CASES if metafunc.config.getoption("--all-layouts", default=False) else CASES
+        names = [f"{model.name}-{layout.name}" for model, layout in cases]
+        metafunc.parametrize(("model", "layout"), cases, ids=names)
 
 
 def pytest_terminal_summary(

@@ -4,15 +4,27 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cases import CASES, FP64_CASES, ONE, SAVED_CASES, Layout, Model
+from cases import (
+    CASES,
+    FP64_CASES,
+    HELM_D,
+    HELM_D_MHA,
+    HMLA_DENSE,
+    MICE,
+    MICE_GQA,
+    MICE_Q_LORA,
+    MICE_REFERENCE,
+    ONE,
+    SAVED_CASES,
+    Layout,
+    Model,
+    has_experts,
+)
 from conftest import Measured
 from workers import Pool
 
 from helm_megatron.verify.result import FP32, FP64, Comparison, Run, Tolerances, wrong
 
-each_case = pytest.mark.parametrize(
-    ("model", "layout"), CASES, ids=[f"{model.name}-{layout.name}" for model, layout in CASES]
-)
 each_fp64_case = pytest.mark.parametrize(
     ("model", "layout"),
     FP64_CASES,
@@ -38,7 +50,6 @@ def assert_equal(one: Run, results: list[Comparison], tolerances: Tolerances) ->
         assert not wrong(result.trained, t.trained, t.trained_floor)
 
 
-@each_case
 def test_layout_equals_one_process(
     pool: Pool,
     reference: Reference,
@@ -78,3 +89,23 @@ def test_checkpoint_does_not_depend_on_the_layout(
     again = fresh_path()
     pool.run(layout.world, "save_again", model, layout, directory, again)
     assert pool.run(1, "differing_tensors", model, ONE, directory, again) == [[]]
+
+
+PARALLELISMS = {
+    "tensor": lambda layout: layout.tensor > 1,
+    "sequence": lambda layout: layout.sequence,
+    "pipeline": lambda layout: layout.pipeline > 1,
+    "context": lambda layout: layout.context > 1,
+    "data": lambda layout: layout.data > 1,
+    "expert": lambda layout: layout.expert > 1,
+}
+MAIN_MODELS = [HELM_D, HELM_D_MHA, HMLA_DENSE, MICE, MICE_Q_LORA, MICE_REFERENCE, MICE_GQA]
+
+
+@pytest.mark.parametrize("parallelism", PARALLELISMS)
+@pytest.mark.parametrize("model", MAIN_MODELS, ids=lambda model: model.name)
+def test_default_cases_cover(model: Model, parallelism: str) -> None:
+    """Without --all-layouts every kind of model still meets every parallelism."""
+    layouts = [layout for other, layout in CASES if other is model]
+    met = any(PARALLELISMS[parallelism](layout) for layout in layouts)
+    assert met == (parallelism != "expert" or has_experts(model))

@@ -64,7 +64,7 @@ def test_sigterm_saves_and_goes_on(starter, folder, whole):
     goes_on(starter, folder, whole, after=3)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(10))
 def test_killed_rank(starter, folder, whole, seed):
     """kill -9 of one rank at a moment of training or of saving ends the other; nothing is lost."""
     chance = random.Random(seed)
