@@ -27,7 +27,7 @@ ASYNC = ["--async-save", "--use-persistent-ckpt-worker"]
 def whole(starter):
     """The losses of a run that nothing happens to."""
     folder = starter.folder / "whole"
-    return starter.run(*RUN, "--save", folder, "--exit-interval", 6, processes=2)
+    return starter.run(*RUN, "--save", folder, processes=2)
 
 
 @pytest.fixture
@@ -53,8 +53,8 @@ def complaints(output):
 def goes_on(starter, folder, whole, after):
     """The run in the folder goes on after an iteration as the whole one did."""
     assert tracker(folder).read_text() == str(after)
-    losses = starter.run(*RUN, *there(folder), "--exit-interval", 6, processes=2)
-    assert losses == {i: whole[i] for i in range(after + 1, 7)}
+    losses = starter.run(*RUN, *there(folder), processes=2)
+    assert losses == {i: whole[i] for i in range(after + 1, 9)}
 
 
 def test_sigterm_saves_and_goes_on(starter, folder, whole):
