@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from helm_megatron.layers.attention import augment_key, augment_query, augment_value
 from helm_megatron.layers.residual import LorentzResidual
 from helm_megatron.specs import layer_spec, leaves_of
 from tests.layers.models import dense, mice, model, perturb
@@ -134,3 +135,18 @@ def test_attention_in_bf16_does_not_see_the_future(config):
     other[40:] = torch.randn(24, 2, WIDTH).bfloat16()
     with torch.no_grad():
         assert torch.equal(attention(x, None)[0][:40], attention(other, None)[0][:40])
+
+
+def test_bf16_lanes_carry_times_to_fp32_or_nearly():
+    """Two lanes of eight bits, not one: q_t k_t - <q_s,k_s> cancels where heads lie far out."""
+    q, k = (3 * torch.randn(2, 64, 16, generator=torch.Generator().manual_seed(0))).bfloat16()
+    tau, c = torch.tensor(0.5), 1.3
+    lanes = augment_query(q, tau, c).double() @ augment_key(k, c).double().T
+    scaled = (q.float() * (2 / tau)).bfloat16()
+    q_time = (scaled.double().square().sum(-1) + c * (2 / tau) ** 2).sqrt()
+    k_time = (k.double().square().sum(-1) + c).sqrt()
+    times = q_time[:, None] * k_time
+    scores = scaled.double() @ k.double().T - times
+    assert (lanes - scores).abs().le(2**-14 * times).all()
+    value = augment_value(k, c).double()
+    assert (value[:, 16:].sum(-1) - k_time).abs().le(2**-14 * k_time).all()
