@@ -1,5 +1,5 @@
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,9 @@ ROWS = pytest.StashKey[list[str]]()
 
 
 @pytest.fixture(scope="session")
-def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
-    """Four processes that have Megatron imported."""
-    pool = Pool(4, "layout_run", tmp_path_factory.mktemp("workers"))
-    yield pool
-    pool.stop()
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
+    """Processes that have Megatron imported."""
+    return Pool("layout_run", tmp_path_factory.mktemp("workers"))
 
 
 @pytest.fixture(scope="session")

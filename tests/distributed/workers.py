@@ -1,4 +1,4 @@
-"""A pool of processes that stays up for the whole test run: importing Megatron takes seconds."""
+"""Jobs in fresh processes, forked from one that has imported Megatron: an import takes seconds."""
 
 from __future__ import annotations
 
@@ -24,71 +24,54 @@ class WorkerError(Exception):
     """A job failed; the message is the worker's traceback."""
 
 
-def _serve(rank: int, module: str, connection: Any, log: Path) -> None:
-    """Run the module's functions that are asked for, until the pool closes its end."""
+def _work(
+    rank: int, module: str, function: str, arguments: Any, connection: Any, log: Path
+) -> None:
+    """Send what the module's function returns, and the traceback if it raises."""
     os.setsid()  # a group with what Megatron starts for writing checkpoints, to be ended as one
     output = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    with contextlib.suppress(EOFError):
-        while True:
-            function, arguments = connection.recv()
-            try:
-                result = getattr(importlib.import_module(module), function)(rank, *arguments)
-                connection.send((result, None))
-            except BaseException:
-                connection.send((None, traceback.format_exc()))
+    try:
+        result = getattr(importlib.import_module(module), function)(rank, *arguments)
+        connection.send((result, None))
+    except BaseException:
+        connection.send((None, traceback.format_exc()))
 
 
 class Pool:
-    """Processes forked from one that has imported the module; a job that fails ends them all.
+    """Runs functions of a module in processes forked from one that has imported it.
 
-    The module is not imported here: it may change torch, as Megatron's CPU platform does.
+    The module is not imported here: it may change torch, as Megatron's CPU platform does. Every
+    job has processes of its own, since gloo leaves threads behind whenever groups are destroyed:
+    a process of many jobs would have thousands.
     """
 
-    def __init__(self, size: int, module: str, directory: Path) -> None:
-        self.size, self.module, self.directory = size, module, directory
+    def __init__(self, module: str, directory: Path) -> None:
+        self.module, self.directory = module, directory
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload([module])
-        self.workers: list[tuple[Any, Any]] = []
-
-    def start(self) -> None:
-        """Start the processes."""
-        with mock.patch.dict(os.environ, ENVIRONMENT):
-            for rank in range(self.size):
-                ours, theirs = self.context.Pipe()
-                log = self.directory / f"rank{rank}.log"
-                arguments = (rank, self.module, theirs, log)
-                process = self.context.Process(target=_serve, args=arguments)
-                process.start()
-                theirs.close()
-                self.workers.append((process, ours))
-
-    def stop(self) -> None:
-        """Stop the processes; the next job starts new ones."""
-        for _, connection in self.workers:
-            connection.close()
-        for process, _ in self.workers:
-            process.join(SECONDS_TO_LEAVE)
-            if process.exitcode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.kill()  # it may not have made its group yet
-                process.join()
-        self.workers = []
 
     def run(self, world: int, function: str, *arguments: Any) -> list[Any]:
-        """What the module's `function(rank, *arguments)` returns on the first `world` processes."""
-        if not self.workers:
-            self.start()
-        connections = [connection for _, connection in self.workers[:world]]
-        for connection in connections:
-            connection.send((function, arguments))
+        """What the module's `function(rank, *arguments)` returns on each of `world` processes."""
+        workers = [self._start(rank, function, arguments) for rank in range(world)]
         try:
-            return self._results(connections)
-        except BaseException:
-            self.stop()  # the other ranks may wait for one that failed
-            raise
+            return self._results([connection for _, connection in workers])
+        finally:
+            for process, connection in workers:
+                connection.close()
+                _end(process)
+
+    def _start(self, rank: int, function: str, arguments: Any) -> tuple[Any, Any]:
+        ours, theirs = self.context.Pipe()
+        log = self.directory / f"rank{rank}.log"
+        process = self.context.Process(
+            target=_work, args=(rank, self.module, function, arguments, theirs, log)
+        )
+        with mock.patch.dict(os.environ, ENVIRONMENT):  # the first start starts the server
+            process.start()
+        theirs.close()
+        return process, ours
 
     def _results(self, connections: list[Any]) -> list[Any]:
         results: dict[int, Any] = {}
@@ -104,5 +87,16 @@ class Pool:
                 except EOFError:
                     error = f"died; see {self.directory}/rank{rank}.log"
                 if error is not None:
+                    # The other ranks may wait for this one: they are ended with it.
                     raise WorkerError(f"rank {rank}: {error}")
         return [results[i] for i in range(len(connections))]
+
+
+def _end(process: Any) -> None:
+    """Wait for a process that has answered; kill one that does not leave, and what it started."""
+    process.join(SECONDS_TO_LEAVE)
+    if process.exitcode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()  # it may not have made its group yet
+        process.join()
