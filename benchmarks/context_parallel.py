@@ -10,6 +10,7 @@ exchanges back; it needs heads (and query groups) that the ranks divide.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import time
@@ -37,13 +38,13 @@ SHAPES = {
 }
 
 
-def core(group: dist.ProcessGroup) -> DotProductAttention:
+def core(group: dist.ProcessGroup) -> Attention:
     """The product's core without a model around it."""
     module = DotProductAttention.__new__(DotProductAttention)
     torch.nn.Module.__init__(module)
     module.config = SimpleNamespace(sequence_parallel=False)
     module.softmax_scale, module.dropout, module.cp_group = 0.1, 0.0, group
-    return module
+    return functools.partial(module, attention_mask=None)
 
 
 def exchanged(attend: Attention, group: dist.ProcessGroup) -> Attention:
@@ -79,7 +80,9 @@ def sent(shape: tuple[int, int, int, int], tokens: int, ranks: int) -> dict[str,
     """Bytes that a rank sends in the forward pass, in MB; the backward pass sends as many."""
     q, k, v = (x.numel() * x.element_size() for x in inputs(shape, tokens))
     out = v * shape[0] // shape[1]
-    return {"gather": (ranks - 1) * (k + v) / 1e6, "all-to-all": (q + k + v + out) / 1e6}
+    kept = 1 / ranks
+    exchange = (1 - kept) * (q + k + v + out)
+    return {"gather": (ranks - 1) * (k + v) / 1e6, "all-to-all": exchange / 1e6}
 
 
 def step(attend: Attention, qkv: list[Tensor]) -> float:

@@ -21,8 +21,10 @@ FLAGS = """
     --swiglu --normalization RMSNorm --disable-bias-linear --position-embedding-type rope
     --untie-embeddings-and-output-weights --tokenizer-type HuggingFaceTokenizer
     --tokenizer-model nowhere --data-path nowhere --micro-batch-size 4 --global-batch-size 256
-    --lr 3e-4 --train-iters 1000 --bf16 --tensor-model-parallel-size 2 --sequence-parallel
+    --lr 3e-4 --train-iters 1000 --bf16
 """.split()
+TENSOR = "--tensor-model-parallel-size 2 --sequence-parallel".split()
+CONTEXT = "--context-parallel-size 2".split()
 
 
 def run(processes, *argv):
@@ -41,8 +43,9 @@ def run(processes, *argv):
 
 
 @pytest.mark.slow
-def test_good_layout_passes():
-    code, output = run(2, *VERIFY, *FLAGS)
+@pytest.mark.parametrize("layout", [TENSOR, CONTEXT], ids=["tensor", "context"])
+def test_good_layout_passes(layout):
+    code, output = run(2, *VERIFY, *FLAGS, *layout)
     assert code == 0, output[-4000:]
     assert output.count("  ok  ") == 4
     assert "the layout computes the same model" in output
@@ -50,7 +53,7 @@ def test_good_layout_passes():
 
 @pytest.mark.slow
 def test_planted_mistake_is_found_and_named():
-    code, output = run(2, *PLANTED, *FLAGS)
+    code, output = run(2, *PLANTED, *FLAGS, *TENSOR)
     assert code == 1
     [line] = [x for x in output.splitlines() if "MISMATCH" in x and "gradients" in x]
     assert "core_attention.temperature" in line
@@ -59,7 +62,7 @@ def test_planted_mistake_is_found_and_named():
 
 @pytest.mark.slow
 def test_flags_that_cannot_be_say_one_line():
-    code, output = run(1, *VERIFY, *FLAGS, "--num-attention-heads", "15")
+    code, output = run(1, *VERIFY, *FLAGS, *TENSOR, "--num-attention-heads", "15")
     assert code == 2
     assert [x for x in output.splitlines() if "error" in x] == [
         "verify: error: --tensor-model-parallel-size 2 does not divide --num-attention-heads 15"
