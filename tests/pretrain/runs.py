@@ -1,11 +1,14 @@
 """Run `pretrain_helm.py` as a user does, in processes of its own."""
 
+import contextlib
 import os
 import random
 import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -39,8 +42,17 @@ class Run:
     def kill(self):
         """kill -9 every rank and what it has started (checkpoint writers)."""
         for rank in self.ranks:
-            os.killpg(rank.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(rank.pid, signal.SIGKILL)
             rank.wait()
+
+    def end_with_the_first_failure(self):
+        """The other ranks would wait for one that failed until gloo's own half hour is over."""
+        while any(rank.poll() is None for rank in self.ranks):
+            if any(rank.poll() for rank in self.ranks):
+                time.sleep(20)
+                return self.kill()
+            time.sleep(0.5)
 
 
 def start(*flags, processes=1, base=DENSE):
@@ -62,7 +74,9 @@ def start(*flags, processes=1, base=DENSE):
         for r in range(processes)
     ]
     os.close(write)
-    return Run(ranks, open(read, errors="replace"))
+    running = Run(ranks, os.fdopen(read, errors="replace"))
+    threading.Thread(target=running.end_with_the_first_failure, daemon=True).start()
+    return running
 
 
 def run(*flags, processes=1, base=DENSE):
