@@ -1,7 +1,7 @@
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from cases import ALL_CASES, CASES, ONE, Layout, Model
@@ -10,7 +10,28 @@ from workers import Pool
 from helm_megatron.verify.result import FP32, Comparison, Run, worst_first
 
 Measured = Callable[[Model, Layout, Run, list[Comparison]], None]
-ROWS = pytest.StashKey[list[str]]()
+
+
+class Row(NamedTuple):
+    """The largest differences of one model in one layout."""
+
+    layout: str
+    dtype: str
+    model: str
+    loss: float
+    gradient: float
+    tensor: str
+    trained: float | None
+
+    def __str__(self) -> str:
+        trained = "" if self.trained is None else f"{self.trained:.0e}"
+        return (
+            f"| {self.layout} | {self.dtype} | {self.model} | {self.loss:.0e} "
+            f"| {self.gradient:.0e} | `{self.tensor}` | {trained} |"
+        )
+
+
+ROWS = pytest.StashKey[list[Row]]()
 
 
 @pytest.fixture(scope="session")
@@ -53,10 +74,7 @@ def measured(request: pytest.FixtureRequest) -> Measured:
         trained = (d for result in results for d in result.trained)
         (gradient, where), *_ = worst_first(gradients, FP32.gradient_floor)
         way = worst_first(trained, FP32.trained_floor)[0][0] if model.training_steps else None
-        rows.append(
-            f"| {layout.name} | {model.name} | {model.dtype} | {loss:.0e} | {gradient:.0e} "
-            f"| `{where.name}` | {'' if way is None else format(way, '.0e')} |"
-        )
+        rows.append(Row(layout.name, model.dtype, model.name, loss, gradient, where.name, way))
 
     return keep
 
@@ -84,7 +102,26 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    if config.getoption("--exactness-report", default=False):
-        terminalreporter.section("largest relative differences from one process")
-        for row in sorted(config.stash.get(ROWS, [])):
-            terminalreporter.write_line(row)
+    rows = sorted(config.stash.get(ROWS, []), key=lambda row: (row.layout, row.dtype, row.model))
+    if not config.getoption("--exactness-report", default=False) or not rows:
+        return
+    terminalreporter.section("largest relative differences from one process")
+    for row in rows:
+        terminalreporter.write_line(str(row))
+    terminalreporter.section("worst of each layout")
+    for line in worst_of_layouts(rows):
+        terminalreporter.write_line(line)
+
+
+def worst_of_layouts(rows: list[Row]) -> Iterator[str]:
+    """Rows of the table in docs/exactness.md: each number the worst of all models."""
+    for (layout, dtype), group in itertools.groupby(rows, lambda row: (row.layout, row.dtype)):
+        models = list(group)
+        worst = max(models, key=lambda row: row.gradient)
+        loss = max(row.loss for row in models)
+        trained = max((row.trained for row in models if row.trained is not None), default=None)
+        way = "" if trained is None else f"{trained:.0e}"
+        yield (
+            f"| {layout} | {dtype} | {len(models)} | {loss:.0e} | {worst.gradient:.0e} "
+            f"| {worst.model}: `{worst.tensor}` | {way} |"
+        )
