@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "model": {"geometry", "config", "layers", "moe", "specs"},
     "builder": {"model"},
     "arguments": {"config"},
+    "data": {"__version__"},
     "verify": {"arguments", "builder", "checks", "model", "platform", "pretrain"},
 }
 
