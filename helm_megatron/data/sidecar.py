@@ -10,8 +10,6 @@ from helm_megatron.data.encoders import Encoder
 from helm_megatron.data.errors import DataError
 
 FORMAT = "helm_megatron dataset 1"
-HASHED = ("bytes", "sha256")
-
 # What a tokenizer makes of these tells it from others: words, names, code, numbers, scripts, bytes.
 PROBES = (
     "The quick brown fox jumps over the lazy dog; it didn't (and wouldn't) stop. ",
@@ -92,15 +90,16 @@ def read_sidecar(prefix: str | Path) -> dict[str, Any] | None:
 
 
 def _missing(sidecar: dict[str, Any]) -> str | None:
-    kinds: dict[str, dict[str, type | tuple[type, ...]]] = {
+    kinds: dict[str, dict[str, type]] = {
         "tokenizer": {"type": str, "model": str, "fingerprint": str, "vocab_size": int},
         "counts": {"documents": int, "sequences": int, "tokens": int},
         "files": {"bin": dict, "idx": dict},
     }
     for part, entries in kinds.items():
+        found = sidecar.get(part)
         for name, kind in entries.items():
-            if not isinstance(sidecar.get(part, {}).get(name), kind):
-                return f"{part}.{name} is missing or no {kind.__name__}"  # type: ignore[union-attr]
+            if not isinstance(found, dict) or not isinstance(found.get(name), kind):
+                return f"{part}.{name} is missing or no {kind.__name__}"
     return None
 
 
