@@ -1,10 +1,6 @@
 """Whether data was made with the tokenizer that a training command names."""
 
 import argparse
-import contextlib
-import copy
-import io
-from pathlib import Path
 from typing import Any
 
 from helm_megatron.data.blend import prefixes_of
@@ -15,14 +11,15 @@ from helm_megatron.data.sidecar import fingerprint, read_sidecar, sidecar_path
 TEXTLESS = ("NullTokenizer", "NullMultimodalTokenizer")
 
 
-def check_fit(args: argparse.Namespace) -> None:
+def check_fit(args: argparse.Namespace, tokenizer: Any) -> None:
     """Refuse data that another tokenizer made, by its sidecar; data without one goes unchecked.
 
     A tokenizer is told by what it makes of a text, so the same vocabulary may be run by another
     library, or lie elsewhere. Of a NullTokenizer only the size is compared.
 
     Args:
-        args: Megatron's, validated.
+        args: Megatron's.
+        tokenizer: the one that Megatron built from them.
 
     Raises:
         DataError: naming both tokenizers.
@@ -38,30 +35,25 @@ def check_fit(args: argparse.Namespace) -> None:
                     f"{path}: is not the file that {sidecar_path(prefix)} describes;"
                     " tools/inspect_data.py says more"
                 )
-    if sidecars:
-        own = _Own(args)
-        for prefix, sidecar in sidecars.items():
-            own.check(prefix, sidecar)
+    own = _Own(args, tokenizer)
+    for prefix, sidecar in sidecars.items():
+        own.check(prefix, sidecar)
 
 
 class _Own:
     """The tokenizer of the training command."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
-
-        self._type, self._model = args.tokenizer_type, args.tokenizer_model
-        with contextlib.redirect_stdout(io.StringIO()):  # training says it again
-            tokenizer: Any = build_tokenizer(copy.copy(args))
-        self._size = tokenizer.vocab_size
-        self._eod = tokenizer.eod
-        self._fingerprint = None if self._type in TEXTLESS else fingerprint(tokenizer.tokenize)
+    def __init__(self, args: argparse.Namespace, tokenizer: Any) -> None:
+        self._name = " ".join(filter(None, (args.tokenizer_type, args.tokenizer_model)))
+        self._size, self._eod = tokenizer.vocab_size, tokenizer.eod
+        textless = args.tokenizer_type in TEXTLESS
+        self._fingerprint = None if textless else fingerprint(tokenizer.tokenize)
 
     def check(self, prefix: str, sidecar: dict[str, Any]) -> None:
         """Raise DataError if a dataset does not fit."""
         theirs = sidecar["tokenizer"]
-        made = f"{prefix}: made with {theirs['type']} {Path(theirs['model'])}"
-        mine = f"this run's {' '.join(filter(None, (self._type, self._model)))}"
+        made = f"{prefix}: made with {theirs['type']} {theirs['model']}"
+        mine = f"this run's {self._name}"
         advice = "pass the data's tokenizer, or preprocess the text with the run's"
         if theirs["vocab_size"] > self._size:
             raise DataError(

@@ -34,6 +34,7 @@ def prefix_of(corpus, tmp_path_factory):
 @pytest.fixture
 def check(monkeypatch):
     """Check data against the tokenizer of a command line."""
+    from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
     from megatron.training.arguments import parse_args
 
     from helm_megatron.pretrain import add_args
@@ -41,7 +42,8 @@ def check(monkeypatch):
     def run(prefix, *flags):
         argv = ["pretrain_helm.py", *FLAGS, "--data-path", prefix, *flags]
         monkeypatch.setattr(sys, "argv", list(map(str, argv)))
-        check_fit(parse_args(add_args))
+        args = parse_args(add_args)
+        check_fit(args, build_tokenizer(args))
 
     return run
 
