@@ -48,10 +48,11 @@ def test_refusals_in_one_line(run_tool, blend, tmp_path):
     small = BASE[: BASE.index("--global-batch-size")] + BASE[BASE.index("--lr") :]
     cache = ["--data-cache-path", tmp_path / "cache", "--train-iters", 3]
     (tmp_path / "file").touch()
+    unfit = ["--data-cache-path", tmp_path / "file" / "a"]
     for flags, message in [
         ([*small, *blend, *cache], "--global-batch-size is missing"),
         (
-            [*BASE, *blend, *cache, "--data-cache-path", tmp_path / "file" / "a"],
+            [*BASE, *blend, *cache, *unfit],
             "cannot be written",
         ),
     ]:
