@@ -6,7 +6,9 @@ import argparse
 import importlib.util
 import math
 from collections.abc import Iterator
-from pathlib import Path
+
+from helm_megatron.data.blend import prefixes_of
+from helm_megatron.data.errors import DataError
 
 # Curvatures within which fp32 activations keep their precision.
 _CURVATURES = (1e-3, 1e3)
@@ -196,25 +198,10 @@ def _reference_routing_rules(args: argparse.Namespace) -> Rules:
 def _data_rules(args: argparse.Namespace) -> Rules:
     if args.mock_data:
         return
-    named = ("data_path", "train_data_path", "valid_data_path", "test_data_path")
-    prefixes = [word for flag in named for word in getattr(args, flag) or []]
-    in_files = args.data_args_path or args.per_split_data_args_path
-    yield not prefixes and not in_files, "--data-path is missing: where the .bin and .idx files are"
-    for prefix in prefixes:
-        for path in (Path(f"{prefix}.bin"), Path(f"{prefix}.idx")):
-            yield (
-                not _is_weight(prefix) and "://" not in prefix and not path.is_file(),
-                f"--data-path {prefix}: there is no {path}; tools/preprocess_data.py makes it",
-            )
-
-
-def _is_weight(word: str) -> bool:
-    """Whether a word of --data-path is the weight of the prefix after it."""
     try:
-        float(word)
-    except ValueError:
-        return False
-    return True
+        prefixes_of(args)
+    except DataError as error:
+        yield True, str(error)
 
 
 def _layout_rules(args: argparse.Namespace) -> Rules:

@@ -20,7 +20,7 @@ from megatron.core.enums import ModelType
 from megatron.core.models.gpt import GPTModel
 from megatron.core.rerun_state_machine import RerunMode, get_rerun_state_machine
 from megatron.core.utils import get_attr_wrapped_model
-from megatron.training import get_args, get_timers, pretrain
+from megatron.training import get_args, get_timers, get_tokenizer, pretrain
 from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
 from megatron.training.arguments import parse_and_validate_args, parse_args
 from torch import Tensor
@@ -32,6 +32,7 @@ from helm_megatron.builder import HelmModelConfig
 from helm_megatron.checkpoint import compatibility, failures, files, reshard
 from helm_megatron.checks import ArgumentError, check_args
 from helm_megatron.data.batch import next_batch, train_valid_test_datasets
+from helm_megatron.data.fit import check_fit
 
 
 def add_args(
@@ -75,6 +76,7 @@ def checked_args() -> argparse.Namespace:
         check_writable(args.save)
         if folder is not None and saved is not None:
             compatibility.check_compatible(args, saved, folder)
+        check_fit(args, get_tokenizer())
     except (ArgumentError, AssertionError, ValueError) as error:
         # Some of Megatron's assertions have no message; their source line says what failed.
         failed(str(error) or traceback.extract_tb(error.__traceback__)[-1].line, exit_code=2)

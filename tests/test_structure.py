@@ -7,7 +7,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(
-    path for folder in ("helm_megatron", "tools", "tests") for path in (ROOT / folder).rglob("*.py")
+    path
+    for folder in ("helm_megatron", "tools", "tests", "benchmarks")
+    for path in (ROOT / folder).rglob("*.py")
 ) + [ROOT / "pretrain_helm.py"]
 
 # What each part of the package may import of the others.
@@ -21,6 +23,7 @@ MAY_IMPORT = {
     "model": {"geometry", "config", "layers", "moe", "specs"},
     "builder": {"model"},
     "arguments": {"config"},
+    "data": {"__version__"},
     "verify": {"arguments", "builder", "checks", "model", "platform", "pretrain"},
 }
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train a SentencePiece tokenizer on JSONL (.jsonl, .json) or text files, plain or .gz.
+"""Train a SentencePiece tokenizer on text: any --input of tools/preprocess_data.py.
 
 Example:
     python tools/train_tokenizer.py --input corpus.jsonl.gz --vocab-size 8192 \
@@ -21,7 +21,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--input", type=Path, nargs="+", required=True, help="training text")
+    parser.add_argument("--input", nargs="+", required=True, help="training text")
     parser.add_argument(
         "--json-keys", nargs="+", default=["text"], help="keys to train on (default: text)"
     )

@@ -101,7 +101,7 @@ def train_valid_test_datasets(num_samples: list[int], vp_stage: int | None = Non
     args = get_args()
     dataset = MockGPTDataset if args.mock_data else GPTDataset
     return BlendedMegatronDatasetBuilder(
-        dataset, num_samples, partial(_is_built_here, vp_stage), _dataset_config(args)
+        dataset, num_samples, partial(_is_built_here, vp_stage), dataset_config()
     ).build()
 
 
@@ -114,7 +114,9 @@ def _is_built_here(vp_stage: int | None) -> bool:
     return first_of_group and _has_data(get_args(), vp_stage)
 
 
-def _dataset_config(args: argparse.Namespace) -> GPTDatasetConfig:
+def dataset_config() -> GPTDatasetConfig:
+    """What Megatron's datasets are built from, by the command line and its tokenizer."""
+    args = get_args()
     blend, blend_per_split = get_blend_and_blend_per_split(args)
     return GPTDatasetConfig(
         random_seed=args.seed,

@@ -1,99 +1,201 @@
-"""Reading documents from JSONL and text files, plain or gzip."""
+"""Documents from every kind of input, in batches that workers parse."""
 
-import gzip
 import json
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any
 
 from helm_megatron.data.errors import DataError
+from helm_megatron.data.inputs import Source
+from helm_megatron.data.lines import MAX_DOCUMENT_BYTES, open_text, read_pieces
+from helm_megatron.data.rows import Columns, read_rows
 
 BATCH_BYTES = 1 << 19
 
 
 @dataclass(frozen=True)
-class LineBatch:
-    """Consecutive lines of one file, undecoded; `first_line` counts from 1."""
+class Position:
+    """Where reading goes on: in which source, after how many of its lines or rows and bytes."""
 
+    source: int = 0
+    records: int = 0
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Consecutive records of one source, not yet parsed.
+
+    kind is "jsonl", "line", "paragraph", "document" (content is their bytes) or "rows" (content
+    is a column for each key); first counts lines or rows from 1; consumed is the number of bytes
+    of the source read so far, as they lie on disk.
+    """
+
+    kind: str
     path: str
-    first_line: int
-    lines: list[bytes]
+    first: int
+    content: bytes | Columns
+    size: int
+    end: Position
+    consumed: int
 
 
-def _open(path: Path) -> BinaryIO:
-    if path.suffix == ".gz":
-        return cast(BinaryIO, gzip.open(path, "rb"))
-    return path.open("rb")
+@dataclass
+class Parsed:
+    """The texts of a batch's documents, in the order of the keys, and the records left out.
+
+    bad holds one line for each record that is no document; empty says where a text is empty.
+    """
+
+    documents: list[list[str]] = field(default_factory=list)
+    bad: list[str] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
 
 
-def check_inputs(paths: Iterable[Path]) -> None:
-    """Raise DataError for the first path that is no file, before any long work begins."""
-    for path in paths:
-        if not path.is_file():
-            raise DataError(f"{path}: no such file; see --input")
+def read_batches(
+    sources: Sequence[Source],
+    keys: Sequence[str] = ("text",),
+    sample_by: str = "line",
+    start: Position = Position(),
+    batch_bytes: int = BATCH_BYTES,
+) -> Iterator[Batch]:
+    """Yield the sources' records in order, in batches of about `batch_bytes` bytes.
 
-
-def read_batches(paths: Iterable[Path], batch_bytes: int = BATCH_BYTES) -> Iterator[LineBatch]:
-    """Yield the files' lines in order, in batches of about `batch_bytes` bytes.
+    Args:
+        sources: what to read.
+        keys: the columns to read of Parquet files and datasets.
+        sample_by: what is a document in plain text: a line, a paragraph or a file ("document").
+        start: where to begin: the end of an earlier batch.
+        batch_bytes: a batch ends with the record that reaches this size.
 
     Raises:
-        DataError: a file cannot be read or is a damaged gzip file.
+        DataError: a source cannot be read.
     """
-    for path in paths:
-        lines: list[bytes] = []
-        first_line, size = 1, 0
+    for number in range(start.source, len(sources)):
+        source = sources[number]
+        at = start if number == start.source else Position(number)
+        if source.format not in ("jsonl", "text"):
+            yield from _row_batches(source, keys, at, batch_bytes)
+        elif source.format == "text" and sample_by == "document":
+            if not at.records:
+                yield _whole_file(source, number)
+        else:
+            kind = "jsonl" if source.format == "jsonl" else sample_by
+            blocks = kind == "paragraph"
+            for piece in read_pieces(
+                Path(source.path), batch_bytes, at.offset, at.records, paragraphs=blocks
+            ):
+                end = Position(number, piece.lines, piece.offset)
+                size = len(piece.data)
+                yield Batch(
+                    kind, source.path, piece.first_line, piece.data, size, end, piece.consumed
+                )
+
+
+def _row_batches(
+    source: Source, keys: Sequence[str], at: Position, batch_bytes: int
+) -> Iterator[Batch]:
+    records, consumed = at.records, 0
+    for columns, size in read_rows(source, keys, batch_bytes, at.records):
+        first, records, consumed = records + 1, records + len(columns[0]), consumed + size
+        yield Batch(
+            "rows", source.path, first, columns, size, Position(at.source, records), consumed
+        )
+
+
+def _whole_file(source: Source, number: int) -> Batch:
+    with open_text(Path(source.path)) as (stream, raw):
+        data = stream.read(MAX_DOCUMENT_BYTES + 1)
+        consumed = raw.tell()
+    if len(data) > MAX_DOCUMENT_BYTES:
+        raise DataError(
+            f"{source.path}: more than {MAX_DOCUMENT_BYTES:,} bytes are too many for one document;"
+            " pass --sample-by line or paragraph"
+        )
+    end = Position(number, 1, len(data))
+    return Batch("document", source.path, 1, data, len(data), end, consumed)
+
+
+def parse_batch(batch: Batch, keys: Sequence[str]) -> Parsed:
+    """Parse a batch; plain text counts for every key.
+
+    Blank lines hold no document and are skipped. A record is bad if it is no JSON object, lacks a
+    key, is null or no text there, or is not UTF-8.
+    """
+    parsed = Parsed()
+    for place, record in _records(batch):
+        where = f"{batch.path}:{place}"
         try:
-            with _open(path) as stream:
-                for line in stream:
-                    lines.append(line)
-                    size += len(line)
-                    if size >= batch_bytes:
-                        yield LineBatch(str(path), first_line, lines)
-                        first_line += len(lines)
-                        lines, size = [], 0
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise DataError(f"{path}: damaged gzip file ({error}); make it anew") from error
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-        if lines:
-            yield LineBatch(str(path), first_line, lines)
-
-
-def parse_documents(batch: LineBatch, keys: Sequence[str]) -> list[list[str]]:
-    """Parse a batch of JSONL: per document its texts, in the order of `keys`.
-
-    Blank lines hold no document and are skipped.
-
-    Raises:
-        DataError: a line is no JSON object, lacks a key, or has something other than text there.
-    """
-    documents = []
-    for number, line in enumerate(batch.lines, start=batch.first_line):
-        if line.isspace():
+            if batch.kind == "jsonl":
+                document = _parse_json(decode(record, where), keys, where)
+            elif batch.kind == "rows":
+                document = [_column_text(v, k, where) for v, k in zip(record, keys, strict=True)]
+            else:
+                document = [decode(record, where)] * len(keys)
+        except DataError as error:
+            parsed.bad.append(str(error))
             continue
-        where = f"{batch.path}:{number}"
-        try:
-            document = json.loads(decode(line, where))
-        except json.JSONDecodeError as error:
-            reason = f"{error.msg} at column {error.colno}"
-            raise DataError(f"{where}: not valid JSON: {reason}") from error
-        if not isinstance(document, dict):
-            raise DataError(
-                f'{where}: expected a JSON object such as {{"text": "..."}},'
-                f" found {type(document).__name__}"
-            )
-        documents.append([_text(document, key, where) for key in keys])
-    return documents
+        parsed.documents.append(document)
+        if not all(document):
+            parsed.empty.append(f"{where}: '{keys[document.index('')]}' is empty")
+    return parsed
 
 
-def decode(line: bytes, where: str) -> str:
-    """Decode UTF-8; `where` (file:line) goes into the DataError if `line` is something else."""
+def _records(batch: Batch) -> Iterator[tuple[str | int, Any]]:
+    """Yield each record's place, a line or row number, and content."""
+    if not isinstance(batch.content, bytes):
+        for number, values in enumerate(zip(*batch.content, strict=True), start=batch.first):
+            yield f"row {number}", values
+    elif batch.kind == "document":
+        yield 1, batch.content
+    elif batch.kind == "paragraph":
+        yield from _paragraphs(batch.content, batch.first)
+    else:
+        # Not splitlines(): a lone \r ends no line.
+        for number, line in enumerate(batch.content.split(b"\n"), start=batch.first):
+            if line and not line.isspace():
+                yield number, line.removesuffix(b"\r")
+
+
+def _paragraphs(data: bytes, first: int) -> Iterator[tuple[int, bytes]]:
+    lines: list[bytes] = []
+    for number, line in enumerate([*data.split(b"\n"), b""], start=first):
+        line = line.removesuffix(b"\r")
+        if line.strip():
+            lines.append(line)
+        elif lines:
+            yield number - len(lines), b"\n".join(lines)
+            lines = []
+
+
+def _parse_json(line: str, keys: Sequence[str], where: str) -> list[str]:
     try:
-        return line.decode("utf-8")
+        document = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not valid JSON: {error.msg} at column {error.colno}") from error
+    except (RecursionError, ValueError) as error:  # nested too deep; a number of too many digits
+        raise DataError(f"{where}: not valid JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise DataError(
+            f'{where}: expected a JSON object such as {{"text": "..."}},'
+            f" found {type(document).__name__}"
+        )
+    return [_text(document, key, where) for key in keys]
+
+
+def decode(data: bytes, where: str) -> str:
+    """Decode UTF-8; `where` (file:line) goes into the DataError if `data` is something else."""
+    try:
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not valid UTF-8 at byte {error.start}") from error
+
+
+def _column_text(value: bytes | None, key: str, where: str) -> str:
+    if value is None:
+        raise DataError(f"{where}: '{key}' is null")
+    return decode(value, where)
 
 
 def _text(document: dict[str, object], key: str, where: str) -> str:
@@ -101,6 +203,8 @@ def _text(document: dict[str, object], key: str, where: str) -> str:
         found = ", ".join(sorted(document)) or "none"
         raise DataError(f"{where}: no key '{key}' (keys here: {found}); see --json-keys")
     text = document[key]
+    if text is None:
+        raise DataError(f"{where}: '{key}' is null")
     if not isinstance(text, str):
         raise DataError(f"{where}: '{key}' is {type(text).__name__}, not a string")
     try:

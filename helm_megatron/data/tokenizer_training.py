@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helm_megatron.data.errors import DataError
+from helm_megatron.data.inputs import find_sources
 from helm_megatron.data.output import staged
-from helm_megatron.data.readers import check_inputs, decode, parse_documents, read_batches
+from helm_megatron.data.readers import parse_batch, read_batches
 
 MODEL_TYPES = ("bpe", "unigram")
 MAX_LINE_BYTES = 1 << 20
@@ -24,21 +25,19 @@ class LineCounts:
     reserved: int = 0
 
 
-def training_lines(paths: Sequence[Path], keys: Sequence[str], counts: LineCounts) -> Iterator[str]:
-    """Yield the lines of the documents (JSONL, or plain text), updating `counts` on the way.
+def training_lines(
+    paths: Sequence[Path | str], keys: Sequence[str], counts: LineCounts
+) -> Iterator[str]:
+    """Yield the lines of the documents (any input of preprocessing), updating `counts` on the way.
 
     Training sees lines, not documents: its time grows with the length of one, and a newline then
     gets a token of its own through the byte fallback.
     """
-    for batch in read_batches(paths):
-        if Path(batch.path.removesuffix(".gz")).suffix in (".json", ".jsonl"):
-            texts = [text for document in parse_documents(batch, keys) for text in document]
-        else:
-            texts = [
-                decode(line, f"{batch.path}:{number}")
-                for number, line in enumerate(batch.lines, start=batch.first_line)
-            ]
-        for text in texts:
+    for batch in read_batches(find_sources(paths), keys):
+        parsed = parse_batch(batch, keys)
+        if parsed.bad:
+            raise DataError(parsed.bad[0])
+        for text in (text for document in parsed.documents for text in document):
             for line in text.split("\n"):
                 if RESERVED in line:
                     counts.reserved += 1
@@ -50,7 +49,7 @@ def training_lines(paths: Sequence[Path], keys: Sequence[str], counts: LineCount
 
 
 def train_tokenizer(
-    inputs: Sequence[Path],
+    inputs: Sequence[Path | str],
     output_prefix: Path,
     vocab_size: int,
     model_type: str = "bpe",
@@ -69,7 +68,6 @@ def train_tokenizer(
     """
     import sentencepiece
 
-    check_inputs(inputs)
     counts = LineCounts()
     model = io.BytesIO()
     target = output_prefix.with_name(f"{output_prefix.name}.model")

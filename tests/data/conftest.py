@@ -1,4 +1,5 @@
 import argparse
+import base64
 import gzip
 import json
 import subprocess
@@ -8,6 +9,9 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+import tiktoken
+import tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from helm_megatron import platform
 from helm_megatron.data.tokenizer_training import train_tokenizer
@@ -42,6 +46,50 @@ def sentencepiece_model(corpus: Path) -> str:
     """A SentencePiece model trained on the texts."""
     train_tokenizer([corpus], corpus.with_name("tokenizer"), 600)
     return str(corpus.with_name("tokenizer.model"))
+
+
+@pytest.fixture(scope="session")
+def huggingface_model(texts, tmp_path_factory) -> str:
+    """A byte-level BPE tokenizer that puts a BOS before every text."""
+    tokenizer = tokenizers.ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(texts, 600, special_tokens=["<bos>", "<eos>"])
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", 0)]
+    )
+    folder = tmp_path_factory.mktemp("huggingface")
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer._tokenizer, bos_token="<bos>", eos_token="<eos>"
+    ).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def rank_encoding() -> tiktoken.Encoding:
+    """A vocabulary as Llama 3's, but of 2,000 ranks: bytes, then pairs, with 256 special tokens."""
+    letters = sorted(set(bytes(range(97, 123)) + b" etaoinsh"))
+    tokens = [bytes([value]) for value in range(256)]
+    tokens += [bytes([a, b]) for a in letters for b in letters]
+    tokens += [bytes([32, a, b]) for a in letters[1:] for b in letters[1:]]
+    tokens += [text.encode() for text in ("日", "本", "  ", "\n\n", " the", "123")]
+    ranks = {token: rank for rank, token in enumerate(dict.fromkeys(tokens))}
+    special = {f"<|{i}|>": len(ranks) + i for i in range(256)}
+    pattern = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    return tiktoken.Encoding("test", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+
+
+@pytest.fixture(scope="session")
+def rank_file(rank_encoding: tiktoken.Encoding, tmp_path_factory) -> str:
+    """The vocabulary as Meta ships Llama 3's."""
+    path = tmp_path_factory.mktemp("ranks") / "tokenizer.model"
+    lines = (
+        base64.b64encode(rank_encoding.decode_single_token_bytes(rank)) + b" %d\n" % rank
+        for rank in range(rank_encoding.n_vocab - 256)
+    )
+    path.write_bytes(b"".join(lines))
+    return str(path)
 
 
 @pytest.fixture

@@ -1,0 +1,102 @@
+"""What --input and --dataset name: files, folders, globs and Hugging Face datasets."""
+
+import glob
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from helm_megatron.data.errors import DataError
+
+COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
+FORMATS = {
+    ".jsonl": "jsonl",
+    ".json": "jsonl",
+    ".ndjson": "jsonl",
+    ".txt": "text",
+    ".text": "text",
+    ".parquet": "parquet",
+}
+SAMPLE_BY = ("line", "paragraph", "document")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One thing to read documents from.
+
+    format is "jsonl", "text", "parquet", "disk" (a folder of `Dataset.save_to_disk`) or "hub"
+    (a name for `datasets.load_dataset`, streamed). size is in bytes, None if unknown; modified in
+    ns. config, split and revision are of datasets only.
+    """
+
+    path: str
+    format: str
+    size: int | None = None
+    modified: int | None = None
+    config: str | None = None
+    split: str | None = None
+    revision: str | None = None
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is one file, which has a hash and a position."""
+        return self.format in FORMATS.values()
+
+
+def format_of(path: Path) -> str | None:
+    """Return the format that a file's name tells, None if it does not."""
+    name = Path(path.stem) if path.suffix in COMPRESSIONS else path
+    found = FORMATS.get(name.suffix)
+    return None if found == "parquet" and path.suffix in COMPRESSIONS else found
+
+
+def find_sources(inputs: Sequence[Path | str], split: str | None = None) -> list[Source]:
+    """Return what to read for files, folders (with those below) and globs; sorted within each.
+
+    Args:
+        inputs: paths; one with * ? or [ that is no path itself is a glob, ** for any depth.
+        split: the split of datasets saved to disk that have several.
+
+    Raises:
+        DataError: nothing is there, or a file's name does not tell its format.
+    """
+    sources = []
+    for name in map(str, inputs):
+        if Path(name).exists():
+            sources += _sources_of(Path(name), split)
+        elif any(character in name for character in "*?["):
+            found = sorted(glob.glob(name, recursive=True))
+            if not found:
+                raise DataError(f"{name}: no file matches; see --input")
+            for path in found:
+                sources += _sources_of(Path(path), split)
+        else:
+            raise DataError(f"{name}: no such file or folder; see --input")
+    return sources
+
+
+def _sources_of(path: Path, split: str | None) -> list[Source]:
+    if path.is_dir():
+        if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+            return [Source(str(path), "disk", _size_below(path), split=split)]
+        files = [file for file in sorted(path.rglob("*")) if file.is_file() and format_of(file)]
+        if not files:
+            known = " ".join(FORMATS)
+            raise DataError(f"{path}: no file with a known suffix below it ({known})")
+        return [_file(file, str(format_of(file))) for file in files]
+    kind = format_of(path)
+    if kind is None:
+        known = f"{' '.join(FORMATS)}, or one of the first five with {' '.join(COMPRESSIONS)}"
+        raise DataError(f"{path}: the suffix does not tell the format; known are {known}")
+    return [_file(path, kind)]
+
+
+def _file(path: Path, kind: str) -> Source:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    return Source(str(path), kind, status.st_size, status.st_mtime_ns)
+
+
+def _size_below(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*.arrow"))
