@@ -99,8 +99,6 @@ def _attention(megatron: str, hf: str) -> list[Row]:
         *_linear(f"{megatron}.linear_qkv", q, k, v, rows=QKV),
         _weight(f"{megatron}.q_layernorm", f"{hf}.q_norm"),
         _weight(f"{megatron}.k_layernorm", f"{hf}.k_norm"),
-        *_linear(f"{megatron}.linear_proj", f"{hf}.o_proj"),
-        Row(f"{megatron}.core_attention.temperature", (f"{hf}.temperature",), SAME),
     ]
 
 
@@ -108,6 +106,7 @@ def _latent_attention(megatron: str, hf: str) -> list[Row]:
     return [
         *_linear(f"{megatron}.linear_q_proj", f"{hf}.q_proj"),
         *_linear(f"{megatron}.linear_q_down_proj", f"{hf}.q_a_proj"),
+        _weight(f"{megatron}.q_layernorm", f"{hf}.q_a_layernorm"),
         *_linear(f"{megatron}.linear_q_up_proj", f"{hf}.q_b_proj"),
         *_linear(f"{megatron}.linear_kv_down_proj", f"{hf}.kv_a_proj"),
         _weight(f"{megatron}.kv_layernorm", f"{hf}.kv_a_layernorm"),
@@ -128,34 +127,27 @@ def _experts(megatron: str, hf: str) -> list[Row]:
     ]
 
 
-def _table() -> list[Row]:
+def table(config: HelmConfig) -> list[Row]:
+    """The rows of the architecture that the config describes."""
     layer, hf = "decoder.layers.*", "model.layers.*"
     end = "decoder.final_layernorm"
-    query_norm = Row(
-        f"{layer}.self_attention.q_layernorm.weight",
-        (f"{hf}.self_attn.q_a_layernorm.weight",),
-        SAME,
-    )
+    attention = _attention if config.kv_lora_rank is None else _latent_attention
+    norm = f"{end}.norm" if config.geometry == "lorentz" else end
     return [
         Row("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), VOCABULARY),
         _weight(f"{layer}.input_layernorm", f"{hf}.input_layernorm"),
-        *_attention(f"{layer}.self_attention", f"{hf}.self_attn"),
-        query_norm,
-        *_latent_attention(f"{layer}.self_attention", f"{hf}.self_attn"),
+        *attention(f"{layer}.self_attention", f"{hf}.self_attn"),
+        *_linear(f"{layer}.self_attention.linear_proj", f"{hf}.self_attn.o_proj"),
+        _weight(f"{layer}.self_attention.core_attention", f"{hf}.self_attn", "temperature"),
         *_residual(f"{layer}.self_attn_bda", f"{hf}.attn_residual"),
         _weight(f"{layer}.pre_mlp_layernorm", f"{hf}.post_attention_layernorm"),
         *_feed_forward(f"{layer}.mlp", f"{hf}.mlp"),
         *_experts(f"{layer}.mlp", f"{hf}.mlp"),
         *_residual(f"{layer}.mlp_bda", f"{hf}.mlp_residual"),
         *_linear(f"{end}.proj", "model.final_proj"),
-        Row(f"{end}.norm.weight", ("model.norm.weight",), SAME),  # Lorentz
-        Row(f"{end}.weight", ("model.norm.weight",), SAME),  # Euclidean
-        Row("output_layer.weight", ("lm_head.weight",), VOCABULARY),
-        Row("output_layer.time_weight", ("lm_head.time_weight",), VOCABULARY),
+        _weight(norm, "model.norm"),
+        *_linear("output_layer", "lm_head", rows=VOCABULARY),
     ]
-
-
-TABLE = _table()
 
 
 def ignored(name: str) -> str | None:
@@ -173,7 +165,7 @@ def plan(config: HelmConfig, hf_names: Iterable[str]) -> list[Row]:
     """
     rows: dict[str, Row] = {}
     names, taken = list(hf_names), set()
-    known = {pattern: row for row in _rows_of(config) for pattern in row.hf}
+    known = {pattern: row for row in table(config) for pattern in row.hf}
     for name in names:
         row = known.get(_INDEX.sub("*", name))
         if row is None:
@@ -186,13 +178,6 @@ def plan(config: HelmConfig, hf_names: Iterable[str]) -> list[Row]:
         if missing := [name for name in row.hf if name not in taken]:
             raise MappingError(f"tensor {missing[0]} is missing, which belongs to {row.hf[0]}")
     return list(rows.values())
-
-
-def _rows_of(config: HelmConfig) -> list[Row]:
-    """The table without the alternatives that this model has not."""
-    end = "decoder.final_layernorm"
-    absent = f"{end}.weight" if config.geometry == "lorentz" else f"{end}.norm.weight"
-    return [row for row in TABLE if row.megatron != absent]
 
 
 def _at(pattern: str, indices: list[str]) -> str:
