@@ -49,8 +49,10 @@ class Text:
             TextError: the tokenizer cannot be loaded.
         """
         encoder = self._encoder()
-        ids = {} if encoder.eod is None else {"eos_token_id": encoder.eod}
-        return encoder.vocab_size, ids
+        if encoder.eod is None:
+            return encoder.vocab_size, {}
+        # Documents end with it; it pads too, where it is masked.
+        return encoder.vocab_size, {"eos_token_id": encoder.eod, "pad_token_id": encoder.eod}
 
     def sample(self, config: HelmConfig) -> Tensor:
         """Tokens `[1, s]` of the sample text; its bytes if there is no tokenizer."""
