@@ -76,5 +76,3 @@ def text_of(args: argparse.Namespace, tokenizer_model: str | None) -> Text:
     if args.tokenizer_type == "NullTokenizer":
         return Text()
     return Text(args.tokenizer_type, str(model))
-
-
