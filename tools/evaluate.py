@@ -68,10 +68,14 @@ def write(outcome: Outcome, args: argparse.Namespace) -> str:
     """Write all files of the output folder, and return the table."""
     scores = read_scores(outcome.results)
     table = markdown(scores)
+    if outcome.truncated:
+        context = outcome.results["max_length"]
+        table += f"Prompts longer than the model's {context} tokens lost their beginning.\n"
     summary = {
         "model": str(args.load),
         "tasks": args.tasks,
         "limit": args.limit,
+        "truncated_prompts": outcome.truncated,
         "lm_eval": outcome.results.get("lm_eval_version"),
         "scores": [asdict(score) for score in scores],
     }

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,8 +15,8 @@ from helm_megatron.evaluation.errors import EvaluationError
 from helm_megatron.evaluation.presets import TASKS, is_offline
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1"}
-# tqdm's bars, and the last line of a traceback.
-PROGRESS = re.compile(r"^(Running .*requests|Loading weights|Downloading.*): +\d+%\|")
+# A bar of tqdm's without the bar itself, and the last line of a traceback.
+PROGRESS = re.compile(r"(Running [\w ]+ requests: +(\d+)%)\|.*?(\| [^]]*\])")
 RAISED = re.compile(r"^(?:\w+\.)*\w+(?:Error|Exception|NotFound): (.+)")
 
 
@@ -41,10 +41,17 @@ class Options:
 
 @dataclass(frozen=True)
 class Outcome:
-    """lm-eval's results, and the text of its sample files by task, if they were asked for."""
+    """What lm-eval wrote.
+
+    Attributes:
+        results: its file of results.
+        samples: the text of its sample files by task, if they were asked for.
+        truncated: whether prompts were longer than the model's context.
+    """
 
     results: dict[str, Any]
-    samples: dict[str, str] = field(default_factory=dict)
+    samples: dict[str, str]
+    truncated: bool
 
 
 def command(model: Path, options: Options, output: Path) -> list[str]:
@@ -91,20 +98,23 @@ def run(model: Path, options: Options, log: Path) -> Outcome:
             follow(process.stdout, lines)
         if process.returncode:
             raise EvaluationError(f"lm-eval: {reason(log)}; all it said is in {log}")
-        return collect(output)
+        return collect(output, log)
 
 
 def follow(source: IO[str], log: IO[str]) -> None:
     """Copy a process's output to a log, and its progress bars to the terminal."""
-    shown = False
+    tenth = -1
     # Universal newlines: what tqdm ends with a carriage return is a line too.
     for line in source:
         log.write(line)
-        if PROGRESS.match(line):
-            print(f"\r{line.rstrip()}", end="", file=sys.stderr, flush=True)
-            shown = True
-    if shown:
-        print(file=sys.stderr)
+        if bar := PROGRESS.match(line):
+            percent = int(bar[2])
+            if sys.stderr.isatty():
+                end = "\n" if percent == 100 else ""
+                print(f"\r{bar[1]} {bar[3]} ", end=end, file=sys.stderr, flush=True)
+            elif percent // 10 != tenth:
+                print(bar[1], bar[3], file=sys.stderr, flush=True)
+            tenth = percent // 10
 
 
 def reason(log: Path) -> str:
@@ -116,8 +126,8 @@ def reason(log: Path) -> str:
     return (raised or [line for line in lines if line.strip()] or ["failed"])[-1]
 
 
-def collect(output: Path) -> Outcome:
-    """Read the files that lm-eval wrote below a folder."""
+def collect(output: Path, log: Path) -> Outcome:
+    """Read the files that lm-eval wrote below a folder, and its log."""
     found = list(output.rglob("results_*.json"))
     if len(found) != 1:
         raise EvaluationError(f"lm-eval wrote {len(found)} files of results, not one")
@@ -126,4 +136,8 @@ def collect(output: Path) -> Outcome:
         # samples_TASK_2026-01-31T12-00-00.000000.jsonl
         task = path.stem.removeprefix("samples_").rpartition("_")[0]
         samples[task] = path.read_text(encoding="utf-8")
-    return Outcome(json.loads(found[0].read_text(encoding="utf-8")), samples)
+    return Outcome(
+        results=json.loads(found[0].read_text(encoding="utf-8")),
+        samples=samples,
+        truncated="exceeds model's maximum length" in log.read_text(encoding="utf-8"),
+    )

@@ -11,8 +11,8 @@ PRESETS = {"offline": "helm_offline", "paper": "helm_paper"}
 # Tasks that read installed files only.
 OFFLINE_TASKS = frozenset({"helm_offline", "wordnet_hypernymy", "mmlu_dev"})
 
-# One in the number of choices. Tasks of ours state it in their metadata; these are lm-eval's. (A few
-# questions of ARC have three or five choices; the mean is 0.250.)
+# One in the number of choices, for tasks of lm-eval's; ours state it in their metadata. A few
+# questions of ARC have three or five choices.
 CHANCE = {
     "commonsense_qa": 1 / 5,
     "hellaswag": 1 / 4,
