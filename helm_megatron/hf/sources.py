@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from megatron.training.checkpointing import get_checkpoint_name, get_checkpoint_tracker_filename
 
+from helm_megatron.builder import HelmModelConfig
 from helm_megatron.checkpoint import compatibility, files
 from helm_megatron.checkpoint.files import CheckpointError
+from helm_megatron.checkpoint.release_config import config_from_release
+from helm_megatron.checkpoint.released_files import ReleasedParameters, read_release
 from helm_megatron.checkpoint.stored import StoredParameters
 from helm_megatron.hf import in_megatron, settings
 from helm_megatron.hf.convert import ConversionError, Source
@@ -78,3 +83,58 @@ def text_of(args: argparse.Namespace, tokenizer_model: str | None) -> Text:
     return Text(args.tokenizer_type, str(model))
 
 
+def release(path: Path, config_file: Path, *, tokenizer: str | None = None) -> Source:
+    """A `Step*.pt` file of the authors' release.
+
+    The file does not say all about its model: `config_file` holds, in JSON, the arguments that its
+    model was built with there (`arch` for HELM-D). `tokenizer` is a Hugging Face tokenizer.
+
+    Raises:
+        CheckpointError, ConversionError, SettingsError, TextError: it cannot be exported.
+    """
+    state = read_release(path)
+    try:
+        released = json.loads(config_file.read_text())
+    except (OSError, ValueError) as error:
+        raise ConversionError(f"--release-config {config_file}: {error}") from error
+    dtype = next(tensor.dtype for name, tensor in state.items() if name.endswith(".weight"))
+    parameters = _released_parameters(path, state, released, dtype)
+    vocab_size = parameters.shape("embedding.word_embeddings.weight")[0]
+    fp32 = _released_model(path, state, released, torch.float32, vocab_size)
+    text = Text("HuggingFaceTokenizer", tokenizer) if tokenizer else Text()
+    ids = text.vocabulary()[1] if tokenizer else {}
+    return Source(
+        str(path),
+        parameters,
+        settings.hf_config(
+            _released_model(path, state, released, dtype, vocab_size), vocab_size, **ids
+        ),
+        text,
+        lambda tokens: in_megatron.logits(
+            fp32, in_megatron.from_release(state), tokens, vocab_size
+        ),
+    )
+
+
+def _released_model(
+    path: Path, state: dict[str, torch.Tensor], released: Any, dtype: torch.dtype, vocab_size: int
+) -> HelmModelConfig:
+    try:
+        config = config_from_release(released, state, dtype)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConversionError(f"{path}: {error}") from error
+    return HelmModelConfig(
+        transformer=config,
+        vocab_size=vocab_size,
+        should_pad_vocab=False,
+        seq_length=released.get("max_seq_len") or released.get("context_length") or 2048,
+        position_embedding_type="rope",
+        share_embeddings_and_output_weights=False,
+    )
+
+
+def _released_parameters(
+    path: Path, state: dict[str, torch.Tensor], released: Any, dtype: torch.dtype
+) -> ReleasedParameters:
+    model = _released_model(path, state, released, dtype, vocab_size=0)
+    return ReleasedParameters(path, state, model.transformer)

@@ -39,13 +39,18 @@ ERRORS = (
 def parse_args() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--from", dest="source", choices=["megatron"], required=True)
+    parser.add_argument("--from", dest="source", choices=["megatron", "helm-release"], required=True)
     parser.add_argument("--to", dest="target", choices=["hf"], required=True)
     parser.add_argument("--load", type=Path, required=True, help="folder (or file) to read")
     parser.add_argument("--save", type=Path, required=True, help="folder to make")
     parser.add_argument("--ckpt-step", type=int, help="iteration to read (default: the latest)")
     parser.add_argument(
         "--tokenizer-model", help="tokenizer, if it is not where the checkpoint's arguments say"
+    )
+    parser.add_argument(
+        "--release-config",
+        type=Path,
+        help="with --from helm-release: JSON file of the arguments that the model was built with",
     )
     parser.add_argument(
         "--max-shard-size",
@@ -58,13 +63,22 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def source_of(args: argparse.Namespace) -> convert.Source:
+    """The model to export."""
+    if args.source == "megatron":
+        return sources.megatron(
+            args.load, step=args.ckpt_step, tokenizer_model=args.tokenizer_model
+        )
+    if args.release_config is None:
+        raise convert.ConversionError("--from helm-release needs --release-config")
+    return sources.release(args.load, args.release_config, tokenizer=args.tokenizer_model)
+
+
 def main() -> None:
     """Run the tool; a problem ends it with one line and exit code 1."""
     args = parse_args()
     try:
-        source = sources.megatron(
-            args.load, step=args.ckpt_step, tokenizer_model=args.tokenizer_model
-        )
+        source = source_of(args)
         convert.export(
             source,
             args.save,
