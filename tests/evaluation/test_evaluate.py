@@ -90,7 +90,8 @@ def test_megatron_checkpoint(tmp_path):
     null = ["--tokenizer-type", "NullTokenizer", "--vocab-size", "127"]
     flags = [flag for flag in runs.DENSE if flag not in null]
     checkpoints = tmp_path / "checkpoints"
-    runs.run(*tokenizer, "--train-iters", 1, "--save", checkpoints, base=flags)
+    saved = ["--train-iters", 1, "--save-interval", 1, "--save", checkpoints]
+    runs.run(*tokenizer, *saved, base=flags)
     output = tmp_path / "out"
     done = evaluate(checkpoints, output, "--limit", 8, "--tasks", "wordnet_hypernymy")
     assert done.returncode == 0, done.stderr
