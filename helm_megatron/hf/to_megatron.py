@@ -1,0 +1,119 @@
+"""A Hugging Face folder of a HELM model to a Megatron checkpoint, streamed tensor by tensor."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from megatron.training.vocab_utils import calculate_padded_vocab_size
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from tqdm import tqdm
+
+from helm_megatron.checkpoint import files, write
+from helm_megatron.hf import convert, flags, in_megatron, mapping, settings
+from helm_megatron.hf.configuration_helm import HelmConfig
+from helm_megatron.hf.convert import ConversionError
+from helm_megatron.hf.tensor_files import TensorFiles
+
+_TRACKER = "latest_checkpointed_iteration.txt"
+
+
+class Tensors(Protocol):
+    """Tensors under the Hugging Face model's names, each read when it is asked for."""
+
+    def names(self) -> list[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def dtype(self, name: str) -> torch.dtype: ...
+
+    def read(self, name: str) -> Tensor: ...
+
+
+def read_config(folder: Path) -> HelmConfig:
+    """The config of a Hugging Face folder of a HELM model.
+
+    Raises:
+        ConversionError: there is none, or it is another model's.
+    """
+    try:
+        fields, _ = HelmConfig.get_config_dict(str(folder))
+        kind = fields.get("model_type")
+        config = HelmConfig.from_dict(fields) if kind == HelmConfig.model_type else None
+    except (OSError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConversionError(f"{folder}/config.json cannot be read: {reason}") from error
+    if config is None:
+        raise ConversionError(f"{folder} holds a model of type {kind!r}, not a HELM model")
+    return config
+
+
+def convert_folder(
+    load: Path, save: Path, *, verify: bool = True, divisible_by: int = 128
+) -> None:
+    """Write the model of the Hugging Face folder `load` as a checkpoint for `--load save`.
+
+    `divisible_by` is Megatron's `--make-vocab-size-divisible-by`; padded rows are zero.
+
+    Raises:
+        CheckpointError, ConversionError, MappingError, SettingsError, TensorFileError: nothing was
+            written.
+    """
+    config, tensors = read_config(load), TensorFiles(load)
+    with convert.new_folder(save) as staging:
+        args = write_checkpoint(config, tensors, str(load), staging, divisible_by)
+        if verify:
+            tokens = convert.text_of_folder(load).sample(config)
+            actual = megatron_logits(staging, args, tokens, config.vocab_size)
+            convert.compare(str(load), convert.hf_logits(load, tokens), str(save), actual)
+
+
+def write_checkpoint(
+    config: HelmConfig, tensors: Tensors, name: str, folder: Path, divisible_by: int
+) -> argparse.Namespace:
+    """Write a checkpoint of a model of the config with these tensors; returns its arguments."""
+    padded = calculate_padded_vocab_size(
+        config.vocab_size, divisible_by, tensor_model_parallel_size=1, logging_enabled=False
+    )
+    expected = convert.shapes_of(config)
+    rows = {row.megatron: row for row in mapping.plan(config, expected)}
+    convert.check_names(name, tensors.names(), list(expected))
+    for tensor, shape in expected.items():
+        if tuple(tensors.shape(tensor)) != shape:
+            raise ConversionError(
+                f"{name}: {tensor} has the shape {tuple(tensors.shape(tensor))}, config.json says "
+                f"{shape}"
+            )
+    args = flags.arguments_of(config, padded)
+    progress = tqdm(total=len(rows), desc="parameters", file=sys.stderr, disable=None)
+
+    def read(parameter: str) -> Tensor:
+        row = rows[parameter]
+        fused = row.rows.join(config, [tensors.read(part) for part in row.hf])
+        if row.rows is mapping.VOCABULARY:
+            fused = F.pad(fused, (0, 0) * (fused.dim() - 1) + (0, padded - len(fused)))
+        progress.update()
+        return fused
+
+    with in_megatron.one_process(), FakeTensorMode():
+        # Names and shapes are Megatron's own; no memory is taken for the tensors.
+        plan = write.plan(in_megatron.build(settings.one_process_model_config(args)))
+    write.write(folder / "release", plan, args, read)
+    progress.close()
+    (folder / _TRACKER).write_text("release")
+    return args
+
+
+def megatron_logits(
+    folder: Path, args: argparse.Namespace, tokens: Tensor, vocab_size: int
+) -> Tensor:
+    """Logits in fp32 of a written checkpoint, loaded as Megatron does."""
+    files.read_only_data()
+    config = settings.one_process_model_config(settings.in_fp32(args))
+    load = in_megatron.from_checkpoint(folder / "release")
+    return in_megatron.logits(config, load, tokens, vocab_size)
