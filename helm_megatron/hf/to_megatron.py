@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +14,10 @@ from megatron.training.vocab_utils import calculate_padded_vocab_size
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from tqdm import tqdm
+from transformers import AutoModelForCausalLM
 
 from helm_megatron.checkpoint import files, write
+from helm_megatron.hf import warm_start as llama
 from helm_megatron.hf import convert, flags, in_megatron, mapping, settings
 from helm_megatron.hf.configuration_helm import HelmConfig
 from helm_megatron.hf.convert import ConversionError
@@ -35,22 +38,37 @@ class Tensors(Protocol):
     def read(self, name: str) -> Tensor: ...
 
 
+def is_helm(folder: Path) -> bool:
+    """Whether a Hugging Face folder holds a HELM model.
+
+    Raises:
+        ConversionError: it has no readable config.json.
+    """
+    return _fields(folder).get("model_type") == HelmConfig.model_type
+
+
+def _fields(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConversionError(f"{path} cannot be read: {reason}") from error
+
+
 def read_config(folder: Path) -> HelmConfig:
     """The config of a Hugging Face folder of a HELM model.
 
     Raises:
         ConversionError: there is none, or it is another model's.
     """
+    if not is_helm(folder):
+        raise ConversionError(f"{folder} does not hold a HELM model")
     try:
-        fields, _ = HelmConfig.get_config_dict(str(folder))
-        kind = fields.get("model_type")
-        config = HelmConfig.from_dict(fields) if kind == HelmConfig.model_type else None
-    except (OSError, ValueError, TypeError) as error:
+        return HelmConfig.from_dict(_fields(folder))
+    except Exception as error:  # transformers' checks raise errors of several kinds
         reason = str(error).splitlines()[0]
-        raise ConversionError(f"{folder}/config.json cannot be read: {reason}") from error
-    if config is None:
-        raise ConversionError(f"{folder} holds a model of type {kind!r}, not a HELM model")
-    return config
+        raise ConversionError(f"{folder}/config.json is not a HELM config: {reason}") from error
 
 
 def convert_folder(
@@ -71,6 +89,39 @@ def convert_folder(
             tokens = convert.text_of_folder(load).sample(config)
             actual = megatron_logits(staging, args, tokens, config.vocab_size)
             convert.compare(str(load), convert.hf_logits(load, tokens), str(save), actual)
+
+
+def warm_start(
+    load: Path,
+    save: Path,
+    *,
+    scale: float = llama.DEFAULT_SCALE,
+    verify: bool = True,
+    divisible_by: int = 128,
+) -> None:
+    """Write a HELM-D that starts from the Llama-shaped Hugging Face folder `load`.
+
+    How far its logits are from Llama's is printed: they agree in the limit of small scales only.
+
+    Raises:
+        As `convert_folder`.
+    """
+    config, tensors = llama.helm_d(load, scale)
+    with convert.new_folder(save) as staging:
+        args = write_checkpoint(config, tensors, str(load), staging, divisible_by)
+        if verify:
+            tokens = convert.text_of_folder(load).sample(config)
+            ours = megatron_logits(staging, args, tokens, config.vocab_size)
+            model = AutoModelForCausalLM.from_pretrained(load, dtype=torch.float32)
+            with torch.no_grad():
+                theirs = model(tokens).logits
+            off = (ours - theirs).abs().max() / theirs.abs().max()
+            agree = (ours.argmax(-1) == theirs.argmax(-1)).float().mean()
+            print(
+                f"warm start at scale {scale:g}: logits differ by {off:.1e} of the largest, the best "
+                f"token is the same at {agree:.1%} of {tokens.shape[1]} positions",
+                file=sys.stderr,
+            )
 
 
 def write_checkpoint(
