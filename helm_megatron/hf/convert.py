@@ -203,3 +203,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
         staging.rename(folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def text_of_folder(folder: Path) -> Text:
+    """The tokenizer in a Hugging Face folder, if it has one."""
+    has_one = (folder / "tokenizer_config.json").is_file()
+    return Text("HuggingFaceTokenizer", str(folder)) if has_one else Text()

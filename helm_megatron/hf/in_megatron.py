@@ -48,7 +48,8 @@ def from_checkpoint(folder: Path) -> Callable[[GPTModel], None]:
 
     def load(model: GPTModel) -> None:
         group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-        wanted = model.sharded_state_dict(metadata={"dp_cp_group": group})
+        metadata = dist_checkpointing.load_content_metadata(str(folder)) or {}
+        wanted = model.sharded_state_dict(metadata=metadata | {"dp_cp_group": group})
         state = dist_checkpointing.load({"model": wanted}, str(folder))
         model.load_state_dict(state["model"])
 

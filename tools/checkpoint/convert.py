@@ -20,7 +20,9 @@ from helm_megatron import platform
 platform.setup()
 
 from helm_megatron.checkpoint.files import CheckpointError  # noqa: E402
-from helm_megatron.hf import convert, sources  # noqa: E402
+from helm_megatron.hf import convert, sources, warm_start  # noqa: E402
+from helm_megatron.hf import to_megatron as hf_to_megatron  # noqa: E402
+from helm_megatron.hf.convert import ConversionError  # noqa: E402
 from helm_megatron.hf.mapping import MappingError  # noqa: E402
 from helm_megatron.hf.settings import SettingsError  # noqa: E402
 from helm_megatron.hf.tensor_files import TensorFileError  # noqa: E402
@@ -32,15 +34,15 @@ ERRORS = (
     SettingsError,
     TensorFileError,
     TextError,
-    convert.ConversionError,
+    ConversionError,
 )
 
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--from", dest="source", choices=["megatron", "helm-release"], required=True)
-    parser.add_argument("--to", dest="target", choices=["hf"], required=True)
+    parser.add_argument("--from", dest="source", choices=["megatron", "hf", "helm-release"], required=True)
+    parser.add_argument("--to", dest="target", choices=["hf", "megatron"], required=True)
     parser.add_argument("--load", type=Path, required=True, help="folder (or file) to read")
     parser.add_argument("--save", type=Path, required=True, help="folder to make")
     parser.add_argument("--ckpt-step", type=int, help="iteration to read (default: the latest)")
@@ -59,32 +61,58 @@ def parse_args() -> argparse.Namespace:
         metavar="GB",
         help="size of a safetensors file (default: %(default)g)",
     )
+    parser.add_argument(
+        "--make-vocab-size-divisible-by",
+        type=int,
+        default=128,
+        help="with --to megatron: pads the vocabulary, as in training (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--warm-start-scale",
+        type=float,
+        default=warm_start.DEFAULT_SCALE,
+        help="with a Llama-shaped --from hf: how near to the flat origin the HELM-D starts "
+        "(default: %(default)g; docs/huggingface.md)",
+    )
     parser.add_argument("--no-verify", action="store_true", help="do not compare logits")
     return parser.parse_args()
 
 
-def source_of(args: argparse.Namespace) -> convert.Source:
-    """The model to export."""
+def to_hf(args: argparse.Namespace) -> None:
+    """--to hf."""
+    if args.source == "hf":
+        raise ConversionError("--from hf --to hf: there is nothing to convert")
     if args.source == "megatron":
-        return sources.megatron(
+        source = sources.megatron(
             args.load, step=args.ckpt_step, tokenizer_model=args.tokenizer_model
         )
-    if args.release_config is None:
-        raise convert.ConversionError("--from helm-release needs --release-config")
-    return sources.release(args.load, args.release_config, tokenizer=args.tokenizer_model)
+    elif args.release_config is None:
+        raise ConversionError("--from helm-release needs --release-config")
+    else:
+        source = sources.release(args.load, args.release_config, tokenizer=args.tokenizer_model)
+    max_shard_bytes = int(args.max_shard_size * 1e9)
+    convert.export(source, args.save, verify=not args.no_verify, max_shard_bytes=max_shard_bytes)
+
+
+def to_megatron(args: argparse.Namespace) -> None:
+    """--to megatron."""
+    if args.source != "hf":
+        raise ConversionError(f"--from {args.source} --to megatron: go by --to hf first")
+    options = {
+        "verify": not args.no_verify,
+        "divisible_by": args.make_vocab_size_divisible_by,
+    }
+    if hf_to_megatron.is_helm(args.load):
+        hf_to_megatron.convert_folder(args.load, args.save, **options)
+    else:
+        hf_to_megatron.warm_start(args.load, args.save, scale=args.warm_start_scale, **options)
 
 
 def main() -> None:
     """Run the tool; a problem ends it with one line and exit code 1."""
     args = parse_args()
     try:
-        source = source_of(args)
-        convert.export(
-            source,
-            args.save,
-            verify=not args.no_verify,
-            max_shard_bytes=int(args.max_shard_size * 1e9),
-        )
+        to_hf(args) if args.target == "hf" else to_megatron(args)
     except ERRORS as error:
         sys.exit(f"error: {error}")
     print(f"{args.save} is complete", file=sys.stderr)
