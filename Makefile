@@ -10,7 +10,7 @@ SHELL_SCRIPTS = .ci/run $(shell find examples tools -name '*.sh')
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
 
-quickstart: $(INSTALLED)  ## Train a small HELM-MiCE on this machine, start to finish
+quickstart: $(INSTALLED)  ## Train, export and evaluate a small HELM-MiCE on this machine
 	@PYTHON=$(PYTHON) examples/quickstart.sh
 
 test: lint  ## Lint, then run every test
@@ -28,5 +28,5 @@ clean:  ## Remove caches and the quickstart's output; .venv stays
 
 $(INSTALLED): pyproject.toml
 	@tools/make_venv.sh $(VENV)
-	$(PYTHON) -m pip install --editable '.[dev]'
+	$(PYTHON) -m pip install --editable '.[dev,eval]'
 	@touch $@

@@ -3,8 +3,9 @@
 #
 # Trains a tokenizer on WordNet's glosses, tokenizes them, trains a small mixture of experts of
 # different curvatures in two processes (expert parallel), stops half-way, resumes, and compares the
-# validation loss with the unigram entropy. Run again, it goes on where it was; `make clean` and it
-# starts over.
+# validation loss with the unigram entropy. Then exports the model to Hugging Face's format, lets it
+# write, and evaluates it by lm-eval without a network. Run again, it goes on where it was; `make
+# clean` and it starts over.
 #
 # Variables: RUN_DIR (runs/quickstart), PYTHON (.venv/bin/python), ITERATIONS (400; an even number).
 set -euo pipefail
@@ -23,6 +24,7 @@ cores=$(nproc)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > 2 ? cores / 2 : 1))}
 
 DATA=$RUN_DIR/wordnet_text_document
+HF=$RUN_DIR/hf
 MODEL=(
     --num-layers 4 --hidden-size 128 --ffn-hidden-size 384 --num-attention-heads 4
     --multi-latent-attention --kv-lora-rank 48 --qk-head-dim 32 --qk-pos-emb-head-dim 16
@@ -73,15 +75,24 @@ run_training() {
     fi
 }
 
+# Run a command with its messages in a log file named $1; where it fails, show the last of them.
+run_quietly() {
+    local log=$RUN_DIR/$1.log
+    if ! "${@:2}" 2>"$log"; then
+        tail -n 1 "$log" >&2
+        exit 1
+    fi
+}
+
 mkdir -p "$RUN_DIR"
 
-step 1/5 "A tokenizer of 4,096 tokens, trained on $CORPUS"
+step 1/8 "A tokenizer of 4,096 tokens, trained on $CORPUS"
 if [[ ! -e $RUN_DIR/wordnet.model ]]; then
     "$PYTHON" tools/train_tokenizer.py --input "$CORPUS" --vocab-size 4096 \
         --output-prefix "$RUN_DIR/wordnet"
 fi
 
-step 2/5 "The text as tokens: $DATA.bin and .idx"
+step 2/8 "The text as tokens: $DATA.bin and .idx"
 if [[ ! -e $DATA.idx ]]; then
     "$PYTHON" tools/preprocess_data.py --input "$CORPUS" --output-prefix "$RUN_DIR/wordnet" \
         --tokenizer-type SentencePieceTokenizer --tokenizer-model "$RUN_DIR/wordnet.model" \
@@ -89,16 +100,32 @@ if [[ ! -e $DATA.idx ]]; then
 fi
 
 if [[ ! -e $RUN_DIR/checkpoints/latest_checkpointed_iteration.txt ]]; then
-    step 3/5 "Training up to iteration $((ITERATIONS / 2)) of $ITERATIONS, stopped there on purpose"
+    step 3/8 "Training up to iteration $((ITERATIONS / 2)) of $ITERATIONS, stopped there on purpose"
     run_training "$RUN_DIR/train.log"
 fi
 
-step 4/5 "The same command again: it resumes from its checkpoint"
+step 4/8 "The same command again: it resumes from its checkpoint"
 run_training "$RUN_DIR/resume.log"
 
-step 5/5 "How well it does"
+step 5/8 "How well it does"
 entropy=$("$PYTHON" tools/unigram_entropy.py --data-path "$DATA" --split "$SPLIT" 2>"$RUN_DIR/entropy.log")
 "$PYTHON" tools/plot_losses.py --tensorboard-dir "$RUN_DIR/tensorboard" \
     --output "$RUN_DIR/loss.png" --unigram-entropy "$entropy"
+
+step 6/8 "The last checkpoint in Hugging Face's format: $HF"
+if [[ ! $HF/config.json -nt $RUN_DIR/checkpoints/latest_checkpointed_iteration.txt ]]; then
+    rm -rf "$HF"
+    run_quietly export "$PYTHON" tools/checkpoint/convert.py --from megatron --to hf \
+        --load "$RUN_DIR/checkpoints" --save "$HF"
+fi
+
+step 7/8 "What it writes"
+run_quietly generate "$PYTHON" tools/generate.py --load "$HF" --prompt "dog: a kind of"
+
+step 8/8 "lm-eval: questions on WordNet that it was not trained on, and on MMLU's subjects"
+"$PYTHON" tools/evaluate.py --load "$HF" --tasks offline \
+    --output-dir "$RUN_DIR/evaluation" --overwrite
+echo
+echo "A model this small, trained for minutes, is close to guessing; MMLU is beyond it."
 echo
 echo "Next: train on your own text, see 'Train on your own data' in README.md."

@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "builder": {"model"},
     "arguments": {"config"},
     "data": {"__version__"},
+    "evaluation": set(),
     "verify": {"arguments", "builder", "checks", "model", "platform", "pretrain"},
 }
 
@@ -53,6 +54,11 @@ def test_imports_run_one_way(part):
 def test_geometry_is_pure_torch():
     for path in (ROOT / "helm_megatron" / "geometry").glob("*.py"):
         assert "megatron" not in path.read_text().replace("helm_megatron", "")
+
+
+def test_evaluation_tasks_stand_alone():
+    """Where helm_megatron is not installed, lm-eval reads them from their folder."""
+    assert not imported_parts(ROOT / "helm_megatron" / "evaluation" / "tasks" / "data.py")
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

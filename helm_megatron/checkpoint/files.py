@@ -55,6 +55,23 @@ def _load_index(file: io.BufferedIOBase) -> Any:
     return _IndexUnpickler(file).load()
 
 
+def read_index(folder: Path) -> Any:
+    """The index of a torch_dist checkpoint: what is stored, and where.
+
+    Raises:
+        CheckpointError: there is none, or it holds more than an index needs.
+    """
+    index = folder / ".metadata"
+    try:
+        with index.open("rb") as file:
+            return _load_index(file)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{index} is missing") from error
+    except Exception as error:  # unpickling damaged data raises anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(f"{index} cannot be read: {reason}") from error
+
+
 def read_only_data() -> None:
     """Let no checkpoint run code: restrict what torch unpickles of it. Call again at will."""
     os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
@@ -130,17 +147,14 @@ def damage(folder: Path) -> str | None:
 
 def _damaged_shard(folder: Path) -> str | None:
     """What is wrong with the index, or with the size of a file that it lists."""
-    index = folder / ".metadata"
+    ends: dict[str, int] = defaultdict(int)
     try:
-        with index.open("rb") as file:
-            entries = list(_load_index(file).storage_data.values())
-        ends: dict[str, int] = defaultdict(int)
-        for entry in entries:
+        for entry in read_index(folder).storage_data.values():
             ends[entry.relative_path] = max(ends[entry.relative_path], entry.offset + entry.length)
-    except FileNotFoundError:
-        return f"{index} is missing"
-    except Exception as error:  # unpickling damaged data raises anything
-        return f"{index} cannot be read: {' '.join(str(error).split()) or type(error).__name__}"
+    except CheckpointError as error:
+        return str(error)
+    except (AttributeError, TypeError) as error:
+        return f"{folder / '.metadata'} cannot be read: {error}"
     for name, end in sorted(ends.items()):
         shard = folder / name
         if not shard.is_file():

@@ -63,6 +63,21 @@ def reference(pool: Pool, fresh_path: Callable[[], Path]) -> Callable[[Model], t
     return run
 
 
+@pytest.fixture(scope="session")
+def weights(pool: Pool, fresh_path: Callable[[], Path]) -> Callable[[Model], Path]:
+    """The directory of a model's `weights`, without the run that `reference` makes."""
+
+    cache: dict[str, Path] = {}
+
+    def save(model: Model) -> Path:
+        if model.name not in cache:
+            cache[model.name] = fresh_path()
+            pool.run(1, "save_weights", model, ONE, cache[model.name])
+        return cache[model.name]
+
+    return save
+
+
 @pytest.fixture
 def measured(request: pytest.FixtureRequest) -> Measured:
     """Keeps the largest differences of a layout for the report at the end."""

@@ -189,6 +189,15 @@ def curvatures(rank: int, model: Model, layout: Layout, store: Path) -> list[flo
         return [c for part in everyone for c in part]
 
 
+def save_weights(rank: int, model: Model, layout: Layout, directory: Path) -> None:
+    """Write the one-process model's weights, none of them trivial, as `reference` does."""
+    directory.mkdir()
+    with layout_of(rank, layout, directory / "store"):
+        chunks = build(model, layout)
+        verify.perturb(chunks)
+        verify.save(chunks, directory / "weights")
+
+
 def save_again(rank: int, model: Model, layout: Layout, directory: Path, again: Path) -> None:
     """Load the reference's weights and save them from this layout."""
     with layout_of(rank, layout, again.with_suffix(".store")):

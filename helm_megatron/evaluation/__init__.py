@@ -1,0 +1,1 @@
+"""Evaluation by lm-eval, of Megatron checkpoints and Hugging Face models."""

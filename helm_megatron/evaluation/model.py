@@ -1,0 +1,105 @@
+"""The model to evaluate, as the Hugging Face folder that lm-eval loads."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from helm_megatron.evaluation.errors import EvaluationError
+
+
+@contextmanager
+def hf_folder(load: Path, converter: Path, workplace: Path) -> Iterator[Path]:
+    """Yield a Hugging Face folder of the model at `load`.
+
+    A Megatron checkpoint is converted into a temporary folder of `workplace`, in a process of its
+    own: Megatron's memory is free again before lm-eval starts.
+
+    Args:
+        load: a Hugging Face folder, or a checkpoint of pretrain_helm.py.
+        converter: path of tools/checkpoint/convert.py.
+
+    Raises:
+        EvaluationError: there is no model, or it cannot be converted.
+    """
+    if (load / "config.json").is_file():
+        check_tokenizer(load)
+        yield load
+        return
+    if not load.exists():
+        raise EvaluationError(f"--load {load}: no such folder")
+    with tempfile.TemporaryDirectory(dir=workplace, prefix=".hf-") as folder:
+        exported = Path(folder, "hf")
+        print(f"converting {load} to Hugging Face's format", file=sys.stderr, flush=True)
+        convert(load, exported, converter)
+        check_tokenizer(exported)
+        yield exported
+
+
+def convert(load: Path, save: Path, converter: Path) -> None:
+    """Convert a Megatron checkpoint and check the result's logits against it.
+
+    Raises:
+        EvaluationError: with what the converter says.
+    """
+    command = [sys.executable, str(converter), *"--from megatron --to hf --load".split()]
+    command += [str(load), "--save", str(save)]
+    done = subprocess.run(
+        command,
+        stdout=subprocess.DEVNULL,  # what Megatron says on its way
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    )
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        reason = next((line for line in lines if line.startswith("error: ")), (lines or [""])[-1])
+        raise EvaluationError(reason.removeprefix("error: "))
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Refuse a model without a tokenizer, or with one that has tokens the model does not know.
+
+    Raises:
+        EvaluationError: lm-eval could not evaluate it, or would fail half-way.
+    """
+    if not (folder / "tokenizer_config.json").is_file():
+        raise EvaluationError(
+            f"{folder} has no tokenizer (tokenizer_config.json), and lm-eval's tasks are text"
+        )
+    if not (folder / "tokenizer.json").is_file():
+        return  # A tokenizer of another kind: its size shows only when it is loaded.
+    rows = read_json(folder / "config.json").get("vocab_size")
+    tokenizer = read_json(folder / "tokenizer.json")
+    try:
+        vocabulary = tokenizer["model"]["vocab"]
+        # A list in unigram models, else {token: id}.
+        ids = range(len(vocabulary)) if isinstance(vocabulary, list) else vocabulary.values()
+        added = [token["id"] for token in tokenizer.get("added_tokens", [])]
+        tokens = 1 + max([*ids, *added])
+    except (KeyError, TypeError, ValueError) as error:
+        raise EvaluationError(f"{folder / 'tokenizer.json'}: not a tokenizer") from error
+    if rows is not None and tokens > rows:
+        raise EvaluationError(
+            f"{folder}: the tokenizer has {tokens:,} tokens, the model {rows:,} embeddings: it is"
+            " another model's tokenizer"
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        EvaluationError: it is none.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EvaluationError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise EvaluationError(f"{path}: not a JSON object")
+    return value

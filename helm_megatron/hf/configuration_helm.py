@@ -1,0 +1,89 @@
+"""Configuration of HELM models: HELM-D, HELM-MiCE, and their Euclidean twins."""
+
+from transformers import PreTrainedConfig
+
+
+class HelmConfig(PreTrainedConfig):
+    """Shapes count space dimensions only; a curvature c means sectional curvature -1/c.
+
+    `kv_lora_rank` set makes the attention latent (HMLA), whose heads have the widths
+    `qk_nope_head_dim`, `qk_rope_head_dim` and `v_head_dim`; `head_dim` is then the rotary width.
+    `n_routed_experts` set makes the layers that `moe_layers` marks mixtures of experts.
+    """
+
+    model_type = "helm"
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    vocab_size: int = 32000
+    hidden_size: int = 512
+    intermediate_size: int = 1536
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 8
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    max_position_embeddings: int = 2048
+    initializer_range: float = 0.02
+    rms_norm_eps: float = 1e-5
+    qk_norm: bool = False
+    rope_parameters: dict | None = None
+    # Rotated pairs are (2i, 2i+1) rather than (i, i + width / 2).
+    rope_interleaved: bool = False
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    tie_word_embeddings: bool = False
+
+    # "lorentz", or "euclidean" for the twin without time coordinates.
+    geometry: str = "lorentz"
+    # Of the hidden activations, of the token embeddings, of the input of the logits.
+    curvature: float = 1.0
+    embedding_curvature: float = 1.0
+    output_curvature: float = 1.0
+    linear_bias: bool = True
+    # In units of sqrt(hidden_size + 1).
+    residual_scale: float = 1.0
+    learn_residual_scale: bool = False
+    # "euclidean": a free table of space coordinates; "lorentz": points at embedding_curvature.
+    embedding: str = "euclidean"
+
+    # Latent attention.
+    q_lora_rank: int | None = None
+    kv_lora_rank: int | None = None
+    qk_nope_head_dim: int | None = None
+    qk_rope_head_dim: int | None = None
+    v_head_dim: int | None = None
+    # Of the Euclidean scores, 1 / sqrt(head width) if not set; Lorentz scores have a temperature.
+    softmax_scale: float | None = None
+
+    # Mixture of (curvature) experts.
+    n_routed_experts: int | None = None
+    num_experts_per_tok: int = 2
+    moe_layers: list[int] | None = None
+    moe_intermediate_size: int | None = None
+    shared_expert_intermediate_size: int | None = None
+    scoring_func: str = "softmax"
+    # Softmax over all experts, then the choice; else over the chosen ones only.
+    softmax_before_choice: bool = False
+    n_group: int | None = None
+    topk_group: int | None = None
+    routed_scaling_factor: float | None = None
+    router_bias: bool = False
+    # "megatron", or "reference" for the rule of the HELM authors' release; see modeling_helm.
+    mice_routing: str = "megatron"
+    # "centroid", or "reference" for the residual sums of the authors' release.
+    mice_combine: str = "centroid"
+
+    def __post_init__(self, **kwargs):
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.kv_lora_rank is not None:
+            self.head_dim = self.qk_rope_head_dim
+        elif self.head_dim is None:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        if self.moe_layers is None:
+            self.moe_layers = [int(self.n_routed_experts is not None)] * self.num_hidden_layers
+        super().__post_init__(**kwargs)
+
+
+__all__ = ["HelmConfig"]

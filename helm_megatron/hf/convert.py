@@ -1,0 +1,211 @@
+"""Checkpoints to Hugging Face: streamed tensor by tensor, then compared by logits."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import GenerationConfig
+
+from helm_megatron.hf import mapping, tensor_files
+from helm_megatron.hf.configuration_helm import HelmConfig
+from helm_megatron.hf.modeling_helm import HelmForCausalLM
+from helm_megatron.hf.text import Text
+
+# Largest difference of the logits in units of the largest logit, both models in fp32.
+TOLERANCE = 1e-5
+MAX_SHARD_BYTES = 5 * 10**9
+
+# The files of the model's code that travel with a checkpoint.
+CODE = ("configuration_helm", "modeling_helm", "attention_helm", "experts_helm", "lorentz_helm")
+
+
+class ConversionError(Exception):
+    """A conversion that cannot be done, or that changed the model; the message is one line."""
+
+
+class Parameters(Protocol):
+    """Parameters under Megatron's names, each read when it is asked for."""
+
+    def names(self) -> list[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def dtype(self, name: str) -> torch.dtype: ...
+
+    def read(self, name: str) -> Tensor: ...
+
+
+@dataclass
+class Source:
+    """A model to export."""
+
+    name: str
+    parameters: Parameters
+    config: HelmConfig
+    text: Text
+    # Its logits of tokens `[b, s]`, in fp32.
+    logits: Callable[[Tensor], Tensor]
+
+
+def export(
+    source: Source,
+    folder: Path,
+    *,
+    verify: bool = True,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    card: str | None = None,
+) -> None:
+    """Write a model as a Hugging Face folder, which appears only when it is complete.
+
+    Raises:
+        ConversionError, MappingError, TensorFileError, CheckpointError: nothing was written.
+    """
+    with new_folder(folder) as staging:
+        _write_tensors(source, staging, max_shard_bytes)
+        write_config(source.config, staging)
+        source.text.save(staging)
+        if card is not None:
+            (staging / "README.md").write_text(card)
+        if verify:
+            tokens = source.text.sample(source.config)
+            compare(source.name, source.logits(tokens), str(folder), hf_logits(staging, tokens))
+
+
+def _write_tensors(source: Source, folder: Path, max_shard_bytes: int) -> None:
+    config, parameters = source.config, source.parameters
+    expected = shapes_of(config)
+    rows = mapping.plan(config, expected)
+    check_names(source.name, parameters.names(), [row.megatron for row in rows])
+    groups = []
+    for row in rows:
+        empty = torch.empty(parameters.shape(row.megatron), device="meta")
+        try:
+            parts = row.rows.split(config, empty)
+        except RuntimeError as error:
+            raise _wrong_shape(source, row.megatron) from error
+        shapes = [tuple(part.shape) for part in parts]
+        if shapes != [expected[name] for name in row.hf]:
+            raise _wrong_shape(source, row.megatron)
+        dtype = parameters.dtype(row.megatron)
+        groups.append(
+            [
+                tensor_files.Entry(name, dtype, shape)
+                for name, shape in zip(row.hf, shapes, strict=True)
+            ]
+        )
+    values = (
+        row.rows.split(config, parameters.read(row.megatron))
+        for row in tqdm(rows, "parameters", file=sys.stderr, disable=None)
+    )
+    tensor_files.write(folder, groups, values, max_shard_bytes)
+
+
+def _wrong_shape(source: Source, name: str) -> ConversionError:
+    shape = tuple(source.parameters.shape(name))
+    return ConversionError(
+        f"{source.name}: {name} has the shape {shape}, which does not fit the model's settings"
+    )
+
+
+def shapes_of(config: HelmConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors of a Hugging Face model, nothing tied twice."""
+    with torch.device("meta"):
+        model = HelmForCausalLM(config)
+    state = model.state_dict()
+    if config.tie_word_embeddings:
+        del state["lm_head.weight"]
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def check_names(source: str, found: list[str], wanted: list[str]) -> None:
+    """Refuse parameters that are missing, or that nothing asks for and nothing names as ignored.
+
+    Raises:
+        ConversionError: naming the first.
+    """
+    names = set(found)
+    if missing := [name for name in wanted if name not in names]:
+        raise ConversionError(
+            f"{source} lacks {missing[0]} ({len(missing)} missing): not the model of its settings"
+        )
+    known = set(wanted)
+    if extra := [n for n in found if n not in known and mapping.ignored(n) is None]:
+        raise ConversionError(
+            f"{source} has {extra[0]} ({len(extra)} such), which its settings do not account for"
+        )
+
+
+def write_config(config: HelmConfig, folder: Path) -> None:
+    """config.json, generation_config.json and the model's code."""
+    config.architectures = ["HelmForCausalLM"]
+    config.auto_map = {
+        "AutoConfig": "configuration_helm.HelmConfig",
+        "AutoModelForCausalLM": "modeling_helm.HelmForCausalLM",
+    }
+    config.save_pretrained(folder)
+    ends = {name: getattr(config, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    generation = GenerationConfig(**{f"{n}_token_id": i for n, i in ends.items() if i is not None})
+    generation.save_pretrained(folder)
+    for name in CODE:
+        shutil.copy(Path(__file__).with_name(f"{name}.py"), folder)
+
+
+def hf_logits(folder: Path, tokens: Tensor) -> Tensor:
+    """Logits in fp32 of the model in a Hugging Face folder."""
+    model = HelmForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        return model(tokens, use_cache=False).logits
+
+
+def compare(one: str, expected: Tensor, other: str, actual: Tensor) -> float:
+    """The largest difference of the logits in units of the largest.
+
+    Raises:
+        ConversionError: it is above `TOLERANCE`.
+    """
+    size = expected.abs().max().item()
+    difference = (actual - expected).abs().max().item() / size
+    message = f"logits of {one} and of {other} differ by {difference:.1e} of the largest"
+    if not difference <= TOLERANCE:
+        raise ConversionError(f"{message}; at most {TOLERANCE:.0e} is rounding: nothing was written")
+    print(f"{message} ({expected.shape[1]} tokens of text)", file=sys.stderr)
+    return difference
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A hidden folder beside the wanted one, which becomes it when the block succeeds.
+
+    Raises:
+        ConversionError: the folder has something in it, or cannot be made.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConversionError(f"--save {folder} exists and is not empty; name another folder")
+    staging = folder.with_name(f".{folder.name}.partial")
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+    except OSError as error:
+        raise ConversionError(f"--save {folder}: cannot be made: {error.strerror}") from error
+    try:
+        yield staging
+        if folder.exists():
+            folder.rmdir()
+        staging.rename(folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def text_of_folder(folder: Path) -> Text:
+    """The tokenizer in a Hugging Face folder, if it has one."""
+    has_one = (folder / "tokenizer_config.json").is_file()
+    return Text("HuggingFaceTokenizer", str(folder)) if has_one else Text()

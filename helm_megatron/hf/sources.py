@@ -1,0 +1,140 @@
+"""What can be exported: a Megatron checkpoint, or one of the authors' release."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.training.checkpointing import get_checkpoint_name, get_checkpoint_tracker_filename
+
+from helm_megatron.builder import HelmModelConfig
+from helm_megatron.checkpoint import compatibility, files
+from helm_megatron.checkpoint.files import CheckpointError
+from helm_megatron.checkpoint.release_config import config_from_release
+from helm_megatron.checkpoint.released_files import ReleasedParameters, read_release
+from helm_megatron.checkpoint.stored import StoredParameters
+from helm_megatron.hf import in_megatron, settings
+from helm_megatron.hf.convert import ConversionError, Source
+from helm_megatron.hf.text import Text
+
+
+def checkpoint_folder(load: Path, step: int | None = None) -> Path:
+    """The folder of one iteration: `load` itself, the given step, or what the tracker file names.
+
+    Raises:
+        CheckpointError: there is no checkpoint.
+    """
+    if (load / ".metadata").is_file():
+        return load
+    if step is not None:
+        return Path(get_checkpoint_name(str(load), step, return_base_dir=True))
+    tracker = Path(get_checkpoint_tracker_filename(str(load)))
+    latest = tracker.read_text().strip() if tracker.is_file() else ""
+    if latest != "release" and not latest.isdecimal():
+        raise CheckpointError(f"--load {load}: no checkpoint: there is no iteration in {tracker}")
+    release = latest == "release"
+    iteration = 0 if release else int(latest)
+    return Path(get_checkpoint_name(str(load), iteration, release, return_base_dir=True))
+
+
+def megatron(load: Path, *, step: int | None = None, tokenizer_model: str | None = None) -> Source:
+    """A checkpoint of pretrain_helm.py, of any layout.
+
+    `tokenizer_model` replaces the path in the checkpoint's arguments.
+
+    Raises:
+        CheckpointError, ConversionError, SettingsError, TextError: it cannot be exported.
+    """
+    files.read_only_data()
+    folder = checkpoint_folder(load, step)
+    parameters = StoredParameters(folder)
+    args = compatibility.saved_args(folder)
+    if args is None or not hasattr(args, "geometry"):
+        raise ConversionError(f"{folder} is not a checkpoint of pretrain_helm.py")
+    text = text_of(args, tokenizer_model)
+    vocab_size, ids = text.vocabulary() if text.has_tokenizer else (args.vocab_size, {})
+    rows = parameters.shape("embedding.word_embeddings.weight")[0]
+    if vocab_size is None or vocab_size > rows:
+        raise ConversionError(
+            f"{folder} has {rows} embeddings, the tokenizer {vocab_size} tokens: it is another one; "
+            "--tokenizer-model names the right one"
+        )
+    model = settings.one_process_model_config(args)
+    in_fp32 = settings.one_process_model_config(settings.in_fp32(args))
+    return Source(
+        str(folder),
+        parameters,
+        settings.hf_config(model, vocab_size, **ids),
+        text,
+        lambda tokens: in_megatron.logits(
+            in_fp32, in_megatron.from_checkpoint(folder), tokens, vocab_size
+        ),
+    )
+
+
+def text_of(args: argparse.Namespace, tokenizer_model: str | None) -> Text:
+    """The tokenizer of a checkpoint's arguments."""
+    model: Any = tokenizer_model or args.tokenizer_model
+    if args.tokenizer_type == "NullTokenizer":
+        return Text()
+    return Text(args.tokenizer_type, str(model))
+
+
+def release(path: Path, config_file: Path, *, tokenizer: str | None = None) -> Source:
+    """A `Step*.pt` file of the authors' release.
+
+    The file does not say all about its model: `config_file` holds, in JSON, the arguments that its
+    model was built with there (`arch` for HELM-D). `tokenizer` is a Hugging Face tokenizer.
+
+    Raises:
+        CheckpointError, ConversionError, SettingsError, TextError: it cannot be exported.
+    """
+    state = read_release(path)
+    try:
+        released = json.loads(config_file.read_text())
+    except (OSError, ValueError) as error:
+        raise ConversionError(f"--release-config {config_file}: {error}") from error
+    dtype = next(tensor.dtype for name, tensor in state.items() if name.endswith(".weight"))
+    parameters = _released_parameters(path, state, released, dtype)
+    vocab_size = parameters.shape("embedding.word_embeddings.weight")[0]
+    fp32 = _released_model(path, state, released, torch.float32, vocab_size)
+    text = Text("HuggingFaceTokenizer", tokenizer) if tokenizer else Text()
+    ids = text.vocabulary()[1] if tokenizer else {}
+    return Source(
+        str(path),
+        parameters,
+        settings.hf_config(
+            _released_model(path, state, released, dtype, vocab_size), vocab_size, **ids
+        ),
+        text,
+        lambda tokens: in_megatron.logits(
+            fp32, in_megatron.from_release(state), tokens, vocab_size
+        ),
+    )
+
+
+def _released_model(
+    path: Path, state: dict[str, torch.Tensor], released: Any, dtype: torch.dtype, vocab_size: int
+) -> HelmModelConfig:
+    try:
+        config = config_from_release(released, state, dtype)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConversionError(f"{path}: {error}") from error
+    return HelmModelConfig(
+        transformer=config,
+        vocab_size=vocab_size,
+        should_pad_vocab=False,
+        seq_length=released.get("max_seq_len") or released.get("context_length") or 2048,
+        position_embedding_type="rope",
+        share_embeddings_and_output_weights=False,
+    )
+
+
+def _released_parameters(
+    path: Path, state: dict[str, torch.Tensor], released: Any, dtype: torch.dtype
+) -> ReleasedParameters:
+    model = _released_model(path, state, released, dtype, vocab_size=0)
+    return ReleasedParameters(path, state, model.transformer)

@@ -1,0 +1,114 @@
+"""The tasks that travel with the repository."""
+
+import gzip
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import lm_eval.tasks
+import pytest
+from lm_eval.tasks import TaskManager, _factory
+
+from helm_megatron.evaluation.presets import OFFLINE_TASKS, PRESETS, TASKS, is_offline, task_names
+
+CORPUS = Path(__file__).parents[2] / "examples" / "data" / "wordnet_glosses.jsonl.gz"
+LM_EVAL_TASKS = Path(lm_eval.tasks.__file__).parent
+
+
+def read(path):
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def questions():
+    return read(TASKS / "wordnet_hypernymy.jsonl.gz")
+
+
+def test_questions_are_fair(questions):
+    assert len(questions) == 1000
+    assert len({question["term"] for question in questions}) == 1000
+    positions = Counter(question["answer"] for question in questions)
+    # Four standard deviations around a quarter.
+    assert all(195 <= positions[position] <= 305 for position in range(4))
+    for question in questions:
+        assert len(set(question["choices"])) == 4
+        words = {word for choice in question["choices"] for word in choice.split()}
+        assert words.isdisjoint(question["term"].split())
+
+
+def test_wrong_choices_are_as_common_as_right_ones(questions):
+    """Always choosing the word that most often is a right answer gains nothing."""
+    right = Counter(question["choices"][question["answer"]] for question in questions)
+    hits = 0.0
+    for question in questions:
+        # Not counting the question itself.
+        own = question["choices"][question["answer"]]
+        counts = [right[choice] - (choice == own) for choice in question["choices"]]
+        best = [place for place, count in enumerate(counts) if count == max(counts)]
+        hits += (question["answer"] in best) / len(best)
+    assert hits / len(questions) < 0.30
+
+
+def test_answers_are_held_out_of_the_corpus(questions):
+    """What states an answer is in the part that `--split 95,5,0` does not train on."""
+    texts = [document["text"] for document in read(CORPUS)]
+    # "lion, king of beasts, Panthera leo: a kind of big cat. ..."
+    stated = re.compile(r"([^,:]+)(?:,[^:]*)?: a kind of ([^.]+)\.")
+    facts = {
+        match.groups(): place for place, text in enumerate(texts) if (match := stated.match(text))
+    }
+    for question in questions:
+        answer = question["choices"][question["answer"]]
+        assert facts[question["term"], answer] >= 0.95 * len(texts), question
+
+
+def test_offline_tasks_load():
+    manager = TaskManager(include_path=TASKS, include_defaults=False)
+    assert set(manager.all_tasks) == OFFLINE_TASKS | {"helm_paper"}
+    tasks = manager.load(["helm_offline"])["tasks"]
+    docs = {name: list(task.test_docs()) for name, task in tasks.items()}
+    assert len(docs["wordnet_hypernymy"]) == 1000
+    # The questions of all subjects but one with five choices.
+    assert len(docs["mmlu_dev"]) == 281
+    assert len({doc["subject"] for doc in docs["mmlu_dev"]}) == 57
+    for doc in docs["mmlu_dev"]:
+        assert doc["question"] and all(doc["choices"]) and len(doc["choices"]) == 4
+    first = docs["wordnet_hypernymy"][0]
+    assert tasks["wordnet_hypernymy"].doc_to_text(first) == f"{first['term']}: a kind of"
+
+
+def test_paper_preset_has_the_papers_shots(monkeypatch):
+    """lm-eval builds the preset's tasks with these shots; their data would need a network."""
+    built = {}
+
+    class Task:
+        def __init__(self, config):
+            self.task_name = self.config = None
+            built[config["task"]] = config["num_fewshot"]
+
+    monkeypatch.setattr(_factory, "ConfigurableTask", Task)
+    folders = ["commonsense_qa", "hellaswag", "openbookqa", "mmlu/default", "arc"]
+    manager = TaskManager(
+        include_path=[TASKS, *(LM_EVAL_TASKS / folder for folder in folders)],
+        include_defaults=False,
+    )
+    manager._factory.build(
+        manager.task_index["helm_paper"], overrides=None, registry=manager.task_index
+    )
+    mmlu = {name: shots for name, shots in built.items() if name.startswith("mmlu_")}
+    assert len(mmlu) == 57 and set(mmlu.values()) == {5}
+    assert {name: shots for name, shots in built.items() if name not in mmlu} == {
+        "commonsense_qa": 0,
+        "hellaswag": 0,
+        "openbookqa": 0,
+        "arc_challenge": 5,
+    }
+
+
+def test_presets():
+    assert task_names("offline, arc_easy") == ["helm_offline", "arc_easy"]
+    assert is_offline(task_names("offline")) and is_offline(["mmlu_dev"])
+    assert not is_offline(task_names("offline,paper"))
+    assert set(PRESETS) == {"offline", "paper"}

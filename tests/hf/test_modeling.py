@@ -1,0 +1,139 @@
+"""The Hugging Face model by itself: against Megatron's, its cache, generation, training."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from helm_megatron.hf.convert import TOLERANCE, export
+from tests.hf import models
+
+pytestmark = pytest.mark.usefixtures("one_process")
+
+LATENT = [model for model in models.MODELS if model.latent]
+
+
+def tokens(batch=2, length=40):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(models.VOCABULARY, (batch, length), generator=generator)
+
+
+def assert_close(actual, expected, tolerance=TOLERANCE):
+    difference = (actual - expected).abs().max() / expected.abs().max()
+    assert difference <= tolerance, f"off by {difference:.1e}"
+
+
+def padded(batch, length):
+    """Prompts of unequal length, padded on the left, and their mask."""
+    ids, mask = tokens(batch, length), torch.ones(batch, length, dtype=torch.long)
+    for row in range(1, batch):
+        ids[row, : 3 * row] = 0
+        mask[row, : 3 * row] = 0
+    return ids, mask
+
+
+@pytest.mark.parametrize("model", models.MODELS, ids=lambda model: model.name)
+def test_logits_are_megatrons(model, tmp_path):
+    source = models.source(model)
+    export(source, tmp_path / "hf", verify=False)
+    hf = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", trust_remote_code=True)
+    assert type(hf).__module__.startswith("transformers_modules")
+    with torch.no_grad():
+        assert_close(hf(tokens()).logits, source.logits(tokens()))
+
+
+@pytest.mark.parametrize("model", models.MODELS, ids=lambda model: model.name)
+def test_cached_logits(model, tmp_path):
+    """A prompt, single tokens, and several tokens at once, through one cache."""
+    hf = models.exported(tmp_path / "hf", model)
+    ids = tokens()
+    with torch.no_grad():
+        whole = hf(ids, use_cache=False).logits
+        cache, parts = None, []
+        for part in ids.split([20, 1, 1, 1, 9, 1, 7], dim=1):
+            out = hf(part, past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            parts.append(out.logits)
+    assert_close(torch.cat(parts, dim=1), whole)
+
+
+@pytest.mark.parametrize("model", models.MODELS, ids=lambda model: model.name)
+def test_greedy_with_cache_is_greedy_without(model, tmp_path):
+    hf = models.exported(tmp_path / "hf", model)
+    ids, mask = padded(3, 12)
+    options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    cached = hf.generate(ids, attention_mask=mask, use_cache=True, **options)
+    assert torch.equal(cached, hf.generate(ids, attention_mask=mask, use_cache=False, **options))
+    alone = hf.generate(ids[2:, 6:], **options)
+    assert torch.equal(cached[2:, 6:], alone), "padding on the left changed the text"
+
+
+@pytest.mark.parametrize("model", LATENT, ids=lambda model: model.name)
+def test_the_cache_holds_latents(model, tmp_path):
+    """Per token and layer: the latent, the rotary key, two times a head; nothing else."""
+    hf = models.exported(tmp_path / "hf", model)
+    layers = hf(tokens()).past_key_values.layers
+    config = hf.config
+    times = 2 * config.num_attention_heads if config.geometry == "lorentz" else 0
+    for layer in layers:
+        assert layer.keys.shape == (2, 1, 40, config.kv_lora_rank + config.qk_rope_head_dim)
+        assert layer.values.shape == (2, 1, 40, times)
+
+
+@pytest.mark.parametrize("model", models.MODELS[:1] + LATENT[:1], ids=lambda model: model.name)
+def test_beams_and_samples(model, tmp_path):
+    hf = models.exported(tmp_path / "hf", model)
+    ids, mask = padded(2, 8)
+    options = {"max_new_tokens": 6, "pad_token_id": 0, "attention_mask": mask}
+    cached, uncached = (
+        hf.generate(ids, num_beams=3, do_sample=False, use_cache=use_cache, **options)
+        for use_cache in (True, False)
+    )
+    assert torch.equal(cached, uncached)
+    torch.manual_seed(0)
+    sampled = hf.generate(ids, do_sample=True, top_k=0, **options)
+    assert sampled.shape == (2, 14) and sampled.max() < models.VOCABULARY
+
+
+@pytest.mark.parametrize(
+    "model", [models.cases.HELM_D, models.cases.MICE_REFERENCE], ids=lambda model: model.name
+)
+def test_training_with_checkpointed_gradients(model, tmp_path):
+    hf = models.exported(tmp_path / "hf", model).train()
+    ids = tokens()
+    loss = hf(ids, labels=ids).loss
+    loss.backward()
+    plain = {name: p.grad.clone() for name, p in hf.named_parameters() if p.grad is not None}
+    missing = {name for name, _ in hf.named_parameters()} - plain.keys()
+    assert all(name.endswith("e_score_correction_bias") for name in missing)
+    hf.zero_grad()
+    hf.gradient_checkpointing_enable()
+    again = hf(ids, labels=ids).loss
+    again.backward()
+    assert_close(again.detach(), loss.detach(), 1e-6)
+    for name, gradient in plain.items():
+        torch.testing.assert_close(dict(hf.named_parameters())[name].grad, gradient, msg=name)
+
+
+@pytest.mark.parametrize(
+    "model", [models.cases.HELM_D, models.cases.MICE_Q_LORA], ids=lambda model: model.name
+)
+def test_bf16(model, tmp_path):
+    """Cached and uncached bf16 are about as far from fp32 as Megatron's bf16."""
+    source = models.source(model, torch.bfloat16)
+    export(source, tmp_path / "hf", verify=False)
+    load = models.HelmForCausalLM.from_pretrained
+    exact, hf = (load(tmp_path / "hf", dtype=dtype).eval() for dtype in (None, torch.bfloat16))
+    exact = exact.float()
+    ids = tokens()
+    with torch.no_grad():
+        wanted = exact(ids).logits
+        first = hf(ids[:, :20])
+        cached = [first.logits]
+        for part in ids[:, 20:].split(1, dim=1):
+            cached.append(hf(part, past_key_values=first.past_key_values).logits)
+        errors = [
+            (logits.float() - wanted).square().mean().sqrt() / wanted.square().mean().sqrt()
+            for logits in (source.logits(ids), hf(ids).logits, torch.cat(cached, dim=1))
+        ]
+    print([f"{error:.1e}" for error in errors])
+    assert max(errors[1:]) <= 2 * errors[0], errors

@@ -1,0 +1,53 @@
+"""Hugging Face to Megatron: bit-identical parameters, and a checkpoint that Megatron loads."""
+
+import pytest
+import torch
+
+from helm_megatron.checkpoint.files import read_only_data
+from helm_megatron.checkpoint.stored import StoredParameters
+from helm_megatron.hf import mapping
+from helm_megatron.hf.convert import export
+from helm_megatron.hf.settings import SettingsError
+from helm_megatron.hf.to_megatron import convert_folder
+from tests.hf import models
+
+pytestmark = pytest.mark.usefixtures("one_process")
+
+
+YARN = [models.HMLA_YARN, models.MLA_TWIN]
+ROUND_TRIPS = [model for model in models.MODELS if model not in YARN]
+
+
+@pytest.mark.parametrize("model", ROUND_TRIPS, ids=lambda model: model.name)
+def test_round_trip_is_bit_identical(model, tmp_path):
+    """The conversion ends with a comparison of the logits; here every parameter is compared."""
+    source = models.source(model)
+    export(source, tmp_path / "hf", verify=False)
+    convert_folder(tmp_path / "hf", tmp_path / "megatron", divisible_by=models.PADDED)
+    read_only_data()
+    stored = StoredParameters(tmp_path / "megatron" / "release")
+    names = [name for name in source.parameters.names() if mapping.ignored(name) is None]
+    assert sorted(names) == sorted(stored.names())
+    for name in names:
+        before, after = source.parameters.read(name), stored.read(name)
+        if len(before) == models.PADDED:
+            assert not after[models.VOCABULARY :].any()
+            before, after = before[: models.VOCABULARY], after[: models.VOCABULARY]
+        assert torch.equal(before, after), name
+
+
+def test_bf16(tmp_path):
+    source = models.source(models.cases.HELM_D, torch.bfloat16)
+    export(source, tmp_path / "hf", verify=False)
+    convert_folder(tmp_path / "hf", tmp_path / "megatron", divisible_by=models.PADDED)
+    stored = StoredParameters(tmp_path / "megatron" / "release")
+    assert {stored.dtype(name) for name in stored.names()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("model", YARN, ids=lambda model: model.name)
+def test_a_model_without_flags(model, tmp_path):
+    """Megatron's command line cannot say from which length YaRN starts."""
+    export(models.source(model), tmp_path / "hf", verify=False)
+    with pytest.raises(SettingsError, match="Megatron has no model with rope_parameters") as info:
+        convert_folder(tmp_path / "hf", tmp_path / "megatron")
+    assert "\n" not in str(info.value) and not (tmp_path / "megatron").exists()
