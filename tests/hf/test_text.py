@@ -13,7 +13,13 @@ from helm_megatron.hf.configuration_helm import HelmConfig
 from helm_megatron.hf.text import Text, TextError
 
 CORPUS = Path(__file__).parents[2] / "examples/data/wordnet_glosses.jsonl.gz"
-ODD = ["", " two  spaces and a\ttab\n\nlines ", "na\u00efve \u4e2d\u6587 \U0001f600", "x" * 50, "1.000,5"]
+ODD = [
+    "",
+    " two  spaces and a\ttab\n\nlines ",
+    "na\u00efve \u4e2d\u6587 \U0001f600",
+    "x" * 50,
+    "1.000,5",
+]
 
 
 @pytest.fixture(scope="module")
