@@ -176,7 +176,9 @@ def compare(one: str, expected: Tensor, other: str, actual: Tensor) -> float:
     difference = (actual - expected).abs().max().item() / size
     message = f"logits of {one} and of {other} differ by {difference:.1e} of the largest"
     if not difference <= TOLERANCE:
-        raise ConversionError(f"{message}; at most {TOLERANCE:.0e} is rounding: nothing was written")
+        raise ConversionError(
+            f"{message}; at most {TOLERANCE:.0e} is rounding: nothing was written"
+        )
     print(f"{message} ({expected.shape[1]} tokens of text)", file=sys.stderr)
     return difference
 

@@ -39,7 +39,9 @@ ERRORS = (
 def parse_args() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--from", dest="source", choices=["megatron", "helm-release"], required=True)
+    parser.add_argument(
+        "--from", dest="source", choices=["megatron", "helm-release"], required=True
+    )
     parser.add_argument("--to", dest="target", choices=["hf"], required=True)
     parser.add_argument("--load", type=Path, required=True, help="folder (or file) to read")
     parser.add_argument("--save", type=Path, required=True, help="folder to make")
