@@ -27,14 +27,9 @@ def unigram_entropy(prefix: str, split: str, part: str = "valid") -> float:
     Raises:
         DataError: the files are missing, or the split gives this part no tokens.
     """
-    for path in (f"{prefix}.bin", f"{prefix}.idx"):
-        if not Path(path).is_file():
-            raise DataError(f"{path}: no such file; make it with tools/preprocess_data.py")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about Transformer Engine, ranks: irrelevant here
-        from megatron.core.datasets.indexed_dataset import IndexedDataset
-
-        dataset = IndexedDataset(prefix)
+        dataset = _open(prefix)
         first, last = _split_bounds(split, SPLITS.index(part), len(dataset))
     starts = np.concatenate([[0], np.cumsum(dataset.sequence_lengths, dtype=np.int64)])
     counts = _token_counts(dataset, int(starts[first]), int(starts[last]))
@@ -42,6 +37,27 @@ def unigram_entropy(prefix: str, split: str, part: str = "valid") -> float:
         raise DataError(f"{prefix}: --split {split} leaves no tokens for '{part}'")
     shares = counts[counts > 0] / counts.sum()
     return float(-(shares * np.log(shares)).sum())
+
+
+def token_counts(prefix: str) -> np.ndarray:
+    """How often each token id occurs in a .bin/.idx dataset, up to the largest that does.
+
+    Raises:
+        DataError: the files are missing.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dataset = _open(prefix)
+    return _token_counts(dataset, 0, int(dataset.sequence_lengths.sum(dtype=np.int64)))
+
+
+def _open(prefix: str) -> Any:
+    for path in (f"{prefix}.bin", f"{prefix}.idx"):
+        if not Path(path).is_file():
+            raise DataError(f"{path}: no such file; make it with tools/preprocess_data.py")
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+    return IndexedDataset(prefix)
 
 
 def _split_bounds(split: str, part: int, documents: int) -> tuple[int, int]:

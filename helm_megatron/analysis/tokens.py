@@ -1,0 +1,62 @@
+"""The geometry of a table of token embeddings: radii, tree-likeness, a picture in the disk."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from helm_megatron.geometry import lorentz
+
+
+def radii(points: Tensor, c: float) -> Tensor:
+    """Geodesic distance `[n]` of points `[n, d]` of L_c to the origin."""
+    return lorentz.distance(points, torch.zeros_like(points), c).squeeze(-1)
+
+
+def distances(points: Tensor, c: float | None) -> Tensor:
+    """Distances `[n, n]` of points `[n, d]`: geodesic in L_c, or Euclidean without a c."""
+    points = points.double()
+    if c is None:
+        return torch.cdist(points, points)
+    rows = (lorentz.distance(point, points, c).squeeze(-1) for point in points)
+    return torch.stack([*rows])
+
+
+def relative_hyperbolicity(apart: Tensor) -> float:
+    """2 delta / diameter of a metric `[n, n]`: 0 for a tree, 1 at most.
+
+    delta is Gromov's, of the four-point condition with the first point as base: the largest
+    entry of A o A - A, A the Gromov products and o the (max, min) matrix product. It is at most
+    twice as large for another base.
+    """
+    diameter = apart.max().item()
+    if diameter == 0:
+        return 0.0
+    products = (apart[:1] + apart[:, :1] - apart) / 2
+    delta = 0.0
+    for row, own in zip(products, products, strict=True):
+        longest = torch.minimum(row[:, None], products).amax(0)
+        delta = max(delta, (longest - own).max().item())
+    return 2 * delta / diameter
+
+
+def shuffled(points: Tensor, generator: torch.Generator) -> Tensor:
+    """Points with each coordinate permuted by itself: the same spread, without structure."""
+    order = torch.rand(points.shape, generator=generator).argsort(0)
+    return points.gather(0, order)
+
+
+def disk(points: Tensor, c: float) -> Tensor:
+    """Points `[n, d]` of L_c in the Poincare disk `[n, 2]`.
+
+    The centroid goes to the origin, and of the tangent vectors there the two directions in which
+    they vary most are kept: the hyperbolic counterpart of two principal components.
+    """
+    points = points.double()
+    middle = lorentz.centroid(points, None, c).expand_as(points)
+    tangent = lorentz.logmap(middle, points, c)
+    origin = torch.zeros_like(points)
+    tangent = lorentz.transport(middle, origin, tangent, c)
+    _, _, directions = torch.linalg.svd(tangent, full_matrices=False)
+    plane = tangent @ directions[:2].T
+    return lorentz.to_poincare(lorentz.expmap0(plane, c), c) / c**0.5

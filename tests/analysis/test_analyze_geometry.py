@@ -1,0 +1,73 @@
+"""tools/analyze_geometry.py on exported models, and what it observes in them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from helm_megatron.analysis.activations import observe
+from helm_megatron.analysis.words import WordsError, read_words
+from tests.distributed import cases
+from tests.evaluation import models as with_tokenizer
+from tests.hf import models
+
+ROOT = Path(__file__).parents[2]
+WORDS = ROOT / "examples" / "data" / "animals.tsv"
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("case", [cases.MICE, models.MICE_TWIN], ids=lambda case: case.name)
+def test_observed(case, tmp_path):
+    model = models.exported(tmp_path, case)
+    found = observe(model, torch.randint(models.VOCABULARY, (2, 20)))
+    assert list(found.loads) == [2]
+    assert found.loads[2].sum().item() == pytest.approx(2)
+    if case is models.MICE_TWIN:
+        assert not found.times and not found.curvatures
+        return
+    layers = model.config.num_hidden_layers
+    assert len(found.times) == layers + 1
+    assert all((t >= model.config.curvature**0.5).all() and len(t) == 40 for t in found.times)
+    raw = torch.cat([expert.curvature for expert in model.model.layers[1].mlp.experts])
+    assert torch.allclose(found.curvatures[2], raw.exp().log1p())
+
+
+def analyze(*flags):
+    return subprocess.run(
+        [sys.executable, ROOT / "tools" / "analyze_geometry.py", *map(str, flags)],
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.usefixtures("one_process")
+def test_page_has_everything(tmp_path):
+    with_tokenizer.exported(tmp_path / "hf")
+    done = analyze(
+        *("--load", tmp_path / "hf", "--output-dir", tmp_path / "out"),
+        *("--words", WORDS, "--samples", 20),
+    )
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "out" / "index.html").read_text()
+    pictures = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
+    assert "disk.png" in pictures and page.count("<img") == len(pictures)
+    numbers = json.loads((tmp_path / "out" / "numbers.json").read_text())
+    assert all(name in page and value in page for name, value in numbers.items())
+
+
+def test_no_model(tmp_path):
+    done = analyze("--load", tmp_path / "nothing", "--output-dir", tmp_path / "out")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"error: --load {tmp_path}/nothing: no such folder"
+
+
+def test_words(tmp_path):
+    words = read_words(WORDS)
+    assert (words.names.index("terrier"), words.names.index("dog")) in words.edges
+    file = tmp_path / "words"
+    file.write_text("a\tb\nc\nd\n")
+    with pytest.raises(WordsError, match="'b' is a parent"):
+        read_words(file)
