@@ -1,0 +1,1 @@
+"""What a recipe needs of a cluster: memory, arithmetic and communication of every layout."""

@@ -1,0 +1,85 @@
+"""Recipes: shell files of Megatron flags, read and validated for a number of GPUs."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import os
+import subprocess
+import sys
+import traceback
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron.training.arguments import parse_args, validate_args
+
+from helm_megatron.checks import ArgumentError, check_args
+from helm_megatron.pretrain import add_args
+
+# The recipe is the positional argument, so that no path becomes shell text.
+_PRINT_FLAGS = 'source "$1" >&2 && printf "%s\\0" "${MODEL_ARGS[@]}"'
+
+
+def read(path: Path, variables: dict[str, str] | None = None) -> list[str]:
+    """The flags in MODEL_ARGS of a recipe, with shell variables such as GPUS set before.
+
+    Raises:
+        ArgumentError: the file is not there, fails, or sets no MODEL_ARGS.
+    """
+    if not path.is_file():
+        raise ArgumentError(f"{path}: there is no such recipe")
+    done = subprocess.run(
+        ["bash", "-euc", _PRINT_FLAGS, "recipe", str(path.resolve())],
+        env=os.environ | (variables or {}),
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        reason = done.stderr.strip().splitlines()[-1:] or ["it failed"]
+        raise ArgumentError(f"{path}: {reason[0]}")
+    return done.stdout.split("\0")[:-1]
+
+
+def parse(flags: Sequence[str]) -> Namespace:
+    """The flags as `pretrain_helm.py` parses them; data and tokenizer are left out.
+
+    Raises:
+        ArgumentError: a flag is unknown or its value is not valid.
+    """
+    argv, errors = sys.argv, io.StringIO()
+    sys.argv = ["recipe", *flags]
+    try:
+        with contextlib.redirect_stderr(errors):
+            args = parse_args(add_args)
+    except SystemExit as error:
+        raise ArgumentError(errors.getvalue().strip().rsplit("error: ")[-1]) from error
+    finally:
+        sys.argv = argv
+    args.mock_data, args.data_path = True, None
+    return args
+
+
+def validate(args: Namespace, world_size: int, **changes: Any) -> Namespace:
+    """A copy of parsed flags with changed attributes, validated for `world_size` processes.
+
+    Raises:
+        ArgumentError: HELM's checks or Megatron's refuse it; the message is theirs.
+    """
+    args = copy.deepcopy(args)
+    vars(args).update(changes)
+    args.rank, args.local_rank, args.world_size = 0, 0, world_size
+    # Megatron asks for it on GPUs, of a variable that the launcher sets.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            check_args(args)
+            validate_args(args)
+            check_args(args)
+    except (AssertionError, ValueError) as error:
+        # Some of Megatron's assertions have no message; their source line says what failed.
+        reason = str(error) or traceback.extract_tb(error.__traceback__)[-1].line
+        raise ArgumentError(str(reason)) from error
+    return args
