@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from helm_megatron.arguments import add_helm_args, helm_config_from_args
+from helm_megatron.arguments import add_helm_args, config_from_args, helm_config_from_args
 from helm_megatron.checks import ArgumentError, check_args
 from tests.pretrain.runs import DENSE, MICE, ROOT
 
@@ -118,3 +118,15 @@ def test_residual_scale_follows_the_model():
     assert helm_config_from_args(parse(*DENSE)).residual_scale == 4.0
     assert helm_config_from_args(parse(*DENSE, *MICE)).residual_scale == 1.0
     assert helm_config_from_args(parse(*DENSE, "--residual-scale", 0.5)).residual_scale == 0.5
+
+
+def test_yarn_flags_reach_latent_attention():
+    from megatron.training.arguments import validate_args
+
+    yarn = "--rope-type yarn --yarn-beta-fast 16 --yarn-original-max-position-embeddings 16".split()
+    latent = without(without(MICE, "--rope-type", 1), "--num-experts", 1)
+    args = parse(*DENSE, *latent[: latent.index("--moe-router-topk")], *yarn)
+    validate_args(args)
+    config = config_from_args(args)
+    assert (config.beta_fast, config.beta_slow) == (16, 1)
+    assert config.original_max_position_embeddings == 16
