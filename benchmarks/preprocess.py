@@ -6,6 +6,8 @@ documents one by one and Megatron's tokenizers. Both are timed as whole commands
 on the same text and number of workers, and must write the same .bin and .idx. For a rank file
 (TikTokenizer) the peer runs the same vocabulary as Hugging Face's tokenizer.
 
+On a busy machine only the CPU times compare.
+
 The text is the WordNet glosses of examples/data, joined to documents of the length of an
 encyclopedia's and repeated up to the size. Memory is the proportional share (Pss) of a command's
 processes together, sampled ten times a second.
@@ -107,9 +109,11 @@ def timed(command: Sequence[object], size: int) -> float:
         printed += process.stderr.read() or b""
     if process.returncode:
         sys.exit(printed.decode(errors="replace")[-2000:])
-    rate = size / seconds / 1e6
+    rate, used = size / seconds / 1e6, cpu_seconds() - used
+    name = Path(str(command[0])).name
     print(
-        f"{Path(str(command[0])).name}: {seconds:.1f} s, {rate:.2f} MB/s, peak {peak / 1e6:.0f} MB"
+        f"{name}: {seconds:.1f} s ({used:.1f} s of CPU), {rate:.2f} MB/s, peak {peak / 1e6:.0f} MB",
+        flush=True,
     )
     return rate
 

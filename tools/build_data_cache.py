@@ -19,8 +19,8 @@ from helm_megatron import platform
 platform.setup()  # before anything imports megatron
 
 from helm_megatron.checks import ArgumentError  # noqa: E402
-from helm_megatron.data_cache import build_cache, prepare  # noqa: E402
 from helm_megatron.data.errors import DataError  # noqa: E402
+from helm_megatron.data_cache import build_cache, prepare  # noqa: E402
 
 
 def main() -> None:

@@ -93,6 +93,8 @@ class PartialDataset:
         except BlockingIOError as error:
             self._journal.close()
             raise DataError(f"{self.folder}: another run is writing here") from error
+        except OSError:
+            pass  # a file system without locks
         if resume:
             self._take_up()
         else:

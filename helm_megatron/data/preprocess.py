@@ -186,10 +186,7 @@ class _Run:
         for line, kept in [(line, False) for line in batch.bad] + [(e, True) for e in batch.empty]:
             if counts.bad + counts.empty == allowed:
                 more = f"more than the {allowed:,} allowed; " if allowed else ""
-                raise DataError(
-                    f"{line}; {more}--max-bad-records N leaves out N bad records (an empty text is"
-                    " kept as an empty document)"
-                )
+                raise DataError(f"{line}; {more}--max-bad-records N allows N bad records")
             counts.empty, counts.bad = counts.empty + kept, counts.bad + (not kept)
             if counts.bad + counts.empty <= BAD_RECORDS_SHOWN:
                 progress.say(f"warning: {line}; {'kept empty' if kept else 'left out'}")

@@ -1,5 +1,6 @@
 """Hashes of the source files, made beside the tokenizing."""
 
+import hashlib
 import json
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -7,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from helm_megatron.data.inputs import Source
-from helm_megatron.data.sidecar import describe_file
 
 
 class SourceHashes:
@@ -24,6 +24,7 @@ class SourceHashes:
             # What follows the last newline was not written whole.
             lines = store.read_text(encoding="utf-8").split("\n")[:-1]
             self._known = dict(json.loads(line) for line in lines)
+        self._stopped = False
         self._executor = ThreadPoolExecutor(1)
         self._pending: dict[str, Future[None]] = {}
 
@@ -33,7 +34,14 @@ class SourceHashes:
             self._pending[source.path] = self._executor.submit(self._hash, source.path)
 
     def _hash(self, path: str) -> None:
-        found = describe_file(Path(path))
+        digest, size = hashlib.sha256(), 0
+        with Path(path).open("rb") as file:
+            while data := file.read(1 << 22):
+                if self._stopped:
+                    return
+                digest.update(data)
+                size += len(data)
+        found = {"bytes": size, "sha256": digest.hexdigest()}
         with self._store.open("a", encoding="utf-8") as store:
             store.write(json.dumps([path, found]) + "\n")
         self._known[path] = found
@@ -52,5 +60,6 @@ class SourceHashes:
         return entries
 
     def close(self) -> None:
-        """Stop hashing."""
+        """Stop hashing, at once."""
+        self._stopped = True
         self._executor.shutdown(cancel_futures=True)

@@ -1,5 +1,6 @@
 import filecmp
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -244,3 +245,27 @@ def test_tool(run_tool, corpus, tmp_path, sentencepiece_model):
     failed = run_tool("preprocess_data.py", "--input", Path("gone.jsonl"), *flags)
     assert failed.returncode == 1
     assert failed.stderr.strip() == "error: gone.jsonl: no such file or folder; see --input"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"text": "b"', "a.jsonl:2: not valid JSON"),
+        ("a.jsonl", b'{"other": "b"}', "a.jsonl:2: no key 'text'"),
+        ("a.jsonl", b'{"text": "\xff"}', "a.jsonl:2: not valid UTF-8"),
+        ("a.jsonl", b'{"text": null}', "a.jsonl:2: 'text' is null"),
+        ("a.jsonl", b'{"text": ""}', "a.jsonl:2: 'text' is empty"),
+        ("a.jsonl.gz", b"", "a.jsonl.gz: damaged gz file"),
+        ("a.parquet", b"", "a.parquet: cannot be read as Parquet"),
+        ("a.csv", b"", "a.csv: the suffix does not tell the format"),
+    ],
+)
+def test_tool_says_one_line_about_bad_input(run_tool, rank_file, tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(b'{"text": "fine"}\n' + content)
+    flags = ["--output-prefix", tmp_path / "out", "--tokenizer-type", "TikTokenizer"]
+    flags += ["--tokenizer-model", rank_file, "--workers", 1]
+    done = run_tool("preprocess_data.py", "--input", tmp_path / name, *flags)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    said = [line for line in re.split(r"[\r\n]+", done.stderr) if "error" in line]
+    assert len(said) == 1 and said[0].startswith(f"error: {tmp_path}/{message}")
+    assert names(tmp_path) == [name]
