@@ -28,7 +28,9 @@ def read_release(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: no such file") from error
     except Exception as error:  # unpickling foreign data raises anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{path} cannot be read as a released checkpoint: {reason}") from error
+        raise CheckpointError(
+            f"{path} cannot be read as a released checkpoint: {reason}"
+        ) from error
     state = data.get("model_state_dict", data) if isinstance(data, dict) else None
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path} is no released checkpoint: it has no model_state_dict")

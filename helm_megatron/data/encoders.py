@@ -66,7 +66,7 @@ class HuggingFaceEncoder:
         from transformers import AutoTokenizer
 
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(model)
+            self._tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         except (OSError, ValueError) as error:
             reason = textwrap.shorten(str(error), 200)
             raise DataError(f"{model}: cannot be loaded as a tokenizer: {reason}") from error

@@ -210,7 +210,7 @@ class HelmLatentAttention(_Attention):
         return torch.cat([time(k, c), time(v, c)], dim=1).squeeze(-1).transpose(1, 2).unsqueeze(1)
 
     def _absorbed(self, q, latent, turned, times, mask):
-        """Attention of q `[b, h, 1, d]` over latents, in fp32; what `attend` of `_up` would give."""
+        """Attention of q `[b, h, 1, d]` over latents, in fp32: what `attend` of `_up` gives."""
         plain, q_turned = wide(q).split(self.widths, dim=-1)
         latent = wide(latent).unsqueeze(1)
         up = wide(self.kv_b_proj.weight).unflatten(0, (self.heads, -1))

@@ -46,7 +46,9 @@ class HelmRouter(nn.Module):
             by_group = scores.unflatten(-1, (config.n_group, -1))
             best = config.num_experts_per_tok // config.topk_group
             best = 2 if config.mice_routing == "reference" else best
-            kept = by_group.topk(best, dim=-1).values.sum(-1).topk(config.topk_group, dim=-1).indices
+            kept = (
+                by_group.topk(best, dim=-1).values.sum(-1).topk(config.topk_group, dim=-1).indices
+            )
             blocked = torch.ones_like(by_group[..., 0], dtype=torch.bool).scatter(-1, kept, False)
             scores = by_group.masked_fill(blocked.unsqueeze(-1), -torch.inf).flatten(-2)
         return scores.topk(config.num_experts_per_tok, dim=-1).indices.sort(dim=-1).values

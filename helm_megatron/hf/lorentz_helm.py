@@ -37,7 +37,7 @@ def normalize(z_time, z, c, eps):
 def residual(x, f, weight, scale, c):
     """scale * (x + weight f, normalized in ambient space), for points x and f of L_c.
 
-    The squared norm of the sum is c (1 + w^2) - 2 w <x,f>, which cancels less than time^2 - space^2.
+    The squared norm of the sum is c (1 + w^2) - 2 w <x,f>; time^2 - space^2 would cancel more.
     """
     dtype = x.dtype
     x, f, weight = wide(x), wide(f), wide(weight)

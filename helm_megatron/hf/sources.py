@@ -59,7 +59,7 @@ def megatron(load: Path, *, step: int | None = None, tokenizer_model: str | None
     rows = parameters.shape("embedding.word_embeddings.weight")[0]
     if vocab_size is None or vocab_size > rows:
         raise ConversionError(
-            f"{folder} has {rows} embeddings, the tokenizer {vocab_size} tokens: it is another one; "
+            f"{folder} has {rows} embeddings, the tokenizer {vocab_size} tokens: not its own; "
             "--tokenizer-model names the right one"
         )
     model = settings.one_process_model_config(args)

@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint, as Hugging Face files, and the text that models are compared on."""
+"""The tokenizer of a checkpoint as Hugging Face files; the text that models are compared on."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Text:
         if self.tokenizer_type in SENTENCEPIECE_TYPES:
             tokenizer = from_sentencepiece(self.model)
         else:
-            tokenizer = AutoTokenizer.from_pretrained(self.model)
+            tokenizer = AutoTokenizer.from_pretrained(self.model, trust_remote_code=False)
         tokenizer.save_pretrained(folder)
         [ids] = self._encoder().encode([SAMPLE])
         if tokenizer(SAMPLE).input_ids != ids:

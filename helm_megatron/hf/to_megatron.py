@@ -17,8 +17,8 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
 from helm_megatron.checkpoint import files, write
-from helm_megatron.hf import warm_start as llama
 from helm_megatron.hf import convert, flags, in_megatron, mapping, settings
+from helm_megatron.hf import warm_start as llama
 from helm_megatron.hf.configuration_helm import HelmConfig
 from helm_megatron.hf.convert import ConversionError
 from helm_megatron.hf.tensor_files import TensorFiles
@@ -71,9 +71,7 @@ def read_config(folder: Path) -> HelmConfig:
         raise ConversionError(f"{folder}/config.json is not a HELM config: {reason}") from error
 
 
-def convert_folder(
-    load: Path, save: Path, *, verify: bool = True, divisible_by: int = 128
-) -> None:
+def convert_folder(load: Path, save: Path, *, verify: bool = True, divisible_by: int = 128) -> None:
     """Write the model of the Hugging Face folder `load` as a checkpoint for `--load save`.
 
     `divisible_by` is Megatron's `--make-vocab-size-divisible-by`; padded rows are zero.
@@ -118,8 +116,8 @@ def warm_start(
             off = (ours - theirs).abs().max() / theirs.abs().max()
             agree = (ours.argmax(-1) == theirs.argmax(-1)).float().mean()
             print(
-                f"warm start at scale {scale:g}: logits differ by {off:.1e} of the largest, the best "
-                f"token is the same at {agree:.1%} of {tokens.shape[1]} positions",
+                f"warm start at scale {scale:g}: logits differ by {off:.1e} of the largest, the "
+                f"best token is the same at {agree:.1%} of {tokens.shape[1]} positions",
                 file=sys.stderr,
             )
 

@@ -1,14 +1,14 @@
 """HELM-D from a Llama-shaped Hugging Face checkpoint.
 
 With zero time weights a Lorentz linear is the Euclidean one; so are the norm, the rotary encoding,
-the feed-forward layers and the logits. Attention and residual are Euclidean only near the origin, so
-every activation that they see is brought there by a factor `scale` folded into the weights: RMSNorm
-takes it off again. Let s be the scale; to first order
+the feed-forward layers and the logits. Attention and residual are Euclidean only near the origin:
+every activation that they see is brought there by a factor `scale` folded into the weights, which
+RMSNorm takes off again. Let s be the scale; to first order
 
 - embeddings, values and the output of the feed-forward layers carry s; attention's and residual's
   normalizations then change a vector by O(s^2) of itself;
-- keys carry s, and the temperature 2 s sqrt(head width) makes the scores q.k / sqrt(width) again, up
-  to s |k|^2 sqrt(|q|^2 + c) / (2 sqrt(c width));
+- keys carry s, and the temperature 2 s sqrt(head width) makes the scores q.k / sqrt(width) again,
+  up to s |k|^2 sqrt(|q|^2 + c) / (2 sqrt(c width));
 - the residual has the scale 2 of its two terms' mean, and the norms the epsilon s^2 eps.
 
 So the model is the Euclidean one in the limit s -> 0. In fp32, rounding of the scores grows with
@@ -40,8 +40,16 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "num_local_experts": (None,),
 }
 # Tensors that carry the scale.
-_SCALED = ("embed_tokens.weight", "k_proj.weight", "k_proj.bias", "v_proj.weight", "v_proj.bias")
-_SCALED += ("down_proj.weight", "down_proj.bias", "o_proj.bias")
+_SCALED = (
+    "embed_tokens.weight",
+    "k_proj.weight",
+    "k_proj.bias",
+    "v_proj.weight",
+    "v_proj.bias",
+    "o_proj.bias",
+    "down_proj.weight",
+    "down_proj.bias",
+)
 
 
 class LlamaAsHelm:

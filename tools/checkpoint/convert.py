@@ -2,7 +2,7 @@
 """Convert checkpoints between Megatron, Hugging Face, and the HELM authors' release.
 
 Parameters are streamed one by one, so memory is bounded by the largest; then both models are
-compared by their logits of a text in fp32, which needs memory for the models (--no-verify skips it).
+compared by their logits of a text in fp32, which needs memory for them (--no-verify skips it).
 The output folder appears only if all went well.
 """
 
@@ -19,29 +19,18 @@ from helm_megatron import platform
 
 platform.setup()
 
-from helm_megatron.checkpoint.files import CheckpointError  # noqa: E402
 from helm_megatron.hf import convert, sources, warm_start  # noqa: E402
 from helm_megatron.hf import to_megatron as hf_to_megatron  # noqa: E402
 from helm_megatron.hf.convert import ConversionError  # noqa: E402
-from helm_megatron.hf.mapping import MappingError  # noqa: E402
-from helm_megatron.hf.settings import SettingsError  # noqa: E402
-from helm_megatron.hf.tensor_files import TensorFileError  # noqa: E402
-from helm_megatron.hf.text import TextError  # noqa: E402
-
-ERRORS = (
-    CheckpointError,
-    MappingError,
-    SettingsError,
-    TensorFileError,
-    TextError,
-    ConversionError,
-)
+from helm_megatron.hf.errors import ERRORS  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--from", dest="source", choices=["megatron", "hf", "helm-release"], required=True)
+    parser.add_argument(
+        "--from", dest="source", choices=["megatron", "hf", "helm-release"], required=True
+    )
     parser.add_argument("--to", dest="target", choices=["hf", "megatron"], required=True)
     parser.add_argument("--load", type=Path, required=True, help="folder (or file) to read")
     parser.add_argument("--save", type=Path, required=True, help="folder to make")

@@ -1,0 +1,62 @@
+"""Text from a prompt, from a Hugging Face folder or a Megatron checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from helm_megatron.hf import convert, sources
+from helm_megatron.hf.convert import ConversionError
+from helm_megatron.hf.modeling_helm import HelmForCausalLM
+from helm_megatron.hf.to_megatron import is_helm
+
+
+@contextlib.contextmanager
+def as_hf_folder(
+    load: Path, *, step: int | None = None, tokenizer_model: str | None = None
+) -> Iterator[Path]:
+    """`load` itself if it is a Hugging Face folder of a HELM model, else a temporary export of it.
+
+    Raises:
+        CheckpointError, ConversionError, SettingsError, TextError: it is neither.
+    """
+    if (load / "config.json").is_file():
+        if not is_helm(load):
+            raise ConversionError(f"--load {load} does not hold a HELM model")
+        yield load
+        return
+    source = sources.megatron(load, step=step, tokenizer_model=tokenizer_model)
+    with tempfile.TemporaryDirectory(prefix="helm-") as folder:
+        convert.export(source, Path(folder, "hf"), verify=False)
+        yield Path(folder, "hf")
+
+
+def generate(
+    folder: Path,
+    prompts: Sequence[str],
+    *,
+    dtype: str = "auto",
+    device: str = "cpu",
+    **options: Any,
+) -> list[str]:
+    """The continuation of each prompt; `options` are those of transformers' `generate`.
+
+    Raises:
+        ConversionError: the folder has no tokenizer, or a prompt has no tokens.
+    """
+    if not (folder / "tokenizer_config.json").is_file():
+        raise ConversionError(f"{folder} has no tokenizer: the model was trained on numbers")
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    model = HelmForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
+    batch = tokenizer(list(prompts), padding=True, return_tensors="pt").to(device)
+    if not bool(batch.attention_mask.any(-1).all()):
+        raise ConversionError("--prompt is empty: it needs at least one token")
+    with torch.no_grad():
+        tokens = model.generate(**batch, **options)
+    return tokenizer.batch_decode(tokens[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
