@@ -46,6 +46,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--load", type=Path, required=True, help="Megatron checkpoints or Hugging Face folder"
     )
+    parser.add_argument("--ckpt-step", type=int, help="iteration to evaluate (default: the latest)")
+    parser.add_argument(
+        "--tokenizer-model", help="tokenizer, if it is not where the checkpoint's arguments say"
+    )
     parser.add_argument("--output-dir", type=Path, required=True, help="folder for the scores")
     parser.add_argument(
         "--tasks",
@@ -105,9 +109,15 @@ def evaluate(args: argparse.Namespace) -> str:
         num_fewshot=args.num_fewshot,
         log_samples=args.log_samples,
     )
+    flags = []
+    for flag, value in (
+        ("--ckpt-step", args.ckpt_step),
+        ("--tokenizer-model", args.tokenizer_model),
+    ):
+        flags += [] if value is None else [flag, str(value)]
     try:
         args.output_dir.mkdir(parents=True, exist_ok=True)
-        with hf_folder(args.load, CONVERTER, args.output_dir) as folder:
+        with hf_folder(args.load, CONVERTER, args.output_dir, flags) as folder:
             outcome = run(folder, options, args.output_dir / "lm_eval.log")
     except OSError as error:
         raise EvaluationError(f"{error.filename}: {error.strerror}") from error

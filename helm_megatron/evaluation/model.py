@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from helm_megatron.evaluation.errors import EvaluationError
 
 
 @contextmanager
-def hf_folder(load: Path, converter: Path, workplace: Path) -> Iterator[Path]:
+def hf_folder(
+    load: Path, converter: Path, workplace: Path, flags: Sequence[str] = ()
+) -> Iterator[Path]:
     """Yield a Hugging Face folder of the model at `load`.
 
     A Megatron checkpoint is converted into a temporary folder of `workplace`, in a process of its
@@ -22,11 +24,14 @@ def hf_folder(load: Path, converter: Path, workplace: Path) -> Iterator[Path]:
     Args:
         load: a Hugging Face folder, or a checkpoint of pretrain_helm.py.
         converter: path of tools/checkpoint/convert.py.
+        flags: more of the converter's flags.
 
     Raises:
         EvaluationError: there is no model, or it cannot be converted.
     """
     if (load / "config.json").is_file():
+        if flags:
+            raise EvaluationError(f"{flags[0]} is for Megatron checkpoints; {load} is none")
         check_tokenizer(load)
         yield load
         return
@@ -35,19 +40,19 @@ def hf_folder(load: Path, converter: Path, workplace: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=workplace, prefix=".hf-") as folder:
         exported = Path(folder, "hf")
         print(f"converting {load} to Hugging Face's format", file=sys.stderr, flush=True)
-        convert(load, exported, converter)
+        convert(load, exported, converter, flags)
         check_tokenizer(exported)
         yield exported
 
 
-def convert(load: Path, save: Path, converter: Path) -> None:
+def convert(load: Path, save: Path, converter: Path, flags: Sequence[str]) -> None:
     """Convert a Megatron checkpoint and check the result's logits against it.
 
     Raises:
         EvaluationError: with what the converter says.
     """
     command = [sys.executable, str(converter), *"--from megatron --to hf --load".split()]
-    command += [str(load), "--save", str(save)]
+    command += [str(load), "--save", str(save), *flags]
     done = subprocess.run(
         command,
         stdout=subprocess.DEVNULL,  # what Megatron says on its way

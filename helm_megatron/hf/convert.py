@@ -12,6 +12,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from tqdm import tqdm
 from transformers import GenerationConfig
 
@@ -118,7 +119,8 @@ def _wrong_shape(source: Source, name: str) -> ConversionError:
 
 def shapes_of(config: HelmConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors of a Hugging Face model, nothing tied twice."""
-    with torch.device("meta"):
+    # Not torch.device("meta"): Megatron's CPU platform hides torch's factories from it.
+    with FakeTensorMode():
         model = HelmForCausalLM(config)
     state = model.state_dict()
     if config.tie_word_embeddings:

@@ -49,9 +49,10 @@ class Row:
 
 
 def _split_groups(config: HelmConfig, fused: Tensor) -> list[Tensor]:
-    queries = config.num_attention_heads // config.num_key_value_heads
-    groups = fused.unflatten(0, (config.num_key_value_heads, queries + 2, config.head_dim))
-    return [part.flatten(0, 2) for part in groups.split([queries, 1, 1], dim=1)]
+    groups = config.num_key_value_heads or config.num_attention_heads
+    queries = config.num_attention_heads // groups
+    by_group = fused.unflatten(0, (groups, queries + 2, config.head_dim))
+    return [part.flatten(0, 2) for part in by_group.split([queries, 1, 1], dim=1)]
 
 
 def _join_groups(config: HelmConfig, parts: list[Tensor]) -> Tensor:

@@ -22,9 +22,9 @@ def from_sentencepiece(model: str) -> PreTrainedTokenizerFast:
     Raises:
         ValueError: the model is of another type.
     """
-    from sentencepiece import sentencepiece_model_pb2
+    from sentencepiece import sentencepiece_model_pb2 as schema
 
-    proto = sentencepiece_model_pb2.ModelProto.FromString(Path(model).read_bytes())
+    proto = schema.ModelProto.FromString(Path(model).read_bytes())  # type: ignore[attr-defined]
     tokenizer = tokenizers.Tokenizer(_model(proto))
     tokenizer.normalizer = _normalizer(proto.normalizer_spec)
     decode = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
@@ -32,8 +32,8 @@ def from_sentencepiece(model: str) -> PreTrainedTokenizerFast:
         decode.append(decoders.Strip(" ", 1, 0))
     tokenizer.decoder = decoders.Sequence(decode)
     for kind, special in ((_CONTROL, True), (_USER_DEFINED, False)):
-        names = [p.piece for p in proto.pieces if p.type == kind]
-        added = [AddedToken(name, normalized=False, special=special) for name in names]
+        pieces = [p.piece for p in proto.pieces if p.type == kind]
+        added = [AddedToken(piece, normalized=False, special=special) for piece in pieces]
         tokenizer.add_special_tokens(added) if special else tokenizer.add_tokens(added)
     trainer = proto.trainer_spec
     names = {"unk_token": trainer.unk_piece}

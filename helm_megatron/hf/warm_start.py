@@ -40,8 +40,16 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "num_local_experts": (None,),
 }
 # Tensors that carry the scale.
-_SCALED = ("embed_tokens.weight", "k_proj.weight", "k_proj.bias", "v_proj.weight", "v_proj.bias")
-_SCALED += ("down_proj.weight", "down_proj.bias", "o_proj.bias")
+_SCALED = (
+    "embed_tokens.weight",
+    "k_proj.weight",
+    "k_proj.bias",
+    "v_proj.weight",
+    "v_proj.bias",
+    "o_proj.bias",
+    "down_proj.weight",
+    "down_proj.bias",
+)
 
 
 class LlamaAsHelm:

@@ -62,6 +62,17 @@ def test_broken_config(folder, tmp_path):
     refused(evaluate(folder, tmp_path / "out"), folder / "config.json", "cannot be read")
 
 
+def test_iteration_of_a_hugging_face_folder(folder, tmp_path):
+    done = evaluate(folder, tmp_path / "out", "--ckpt-step", 5)
+    refused(done, "--ckpt-step is for Megatron checkpoints")
+
+
+def test_not_a_checkpoint(tmp_path):
+    done = evaluate(tmp_path, tmp_path / "out")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"error: --load {tmp_path}: no checkpoint")
+
+
 def test_scores_are_kept(folder, tmp_path):
     (tmp_path / "scores.json").write_text("{}")
     refused(evaluate(folder, tmp_path), tmp_path / "scores.json", "--overwrite")

@@ -2,8 +2,9 @@
 
 import gzip
 import json
+import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import lm_eval.tasks
@@ -62,6 +63,39 @@ def test_answers_are_held_out_of_the_corpus(questions):
     for question in questions:
         answer = question["choices"][question["answer"]]
         assert facts[question["term"], answer] >= 0.95 * len(texts), question
+
+
+def pieces(word):
+    """The substrings of three to five characters of a word, its ends marked."""
+    word = f"^{word}$"
+    return {word[i : i + n] for n in (3, 4, 5) for i in range(len(word) - n + 1)}
+
+
+def test_answers_can_be_inferred_from_the_corpus(questions):
+    """Naive Bayes on pieces of words, learned from the part to train on, does better than guess."""
+    words = defaultdict(list)
+    texts = [document["text"] for document in read(CORPUS)]
+    for text in texts[: int(0.95 * len(texts))]:
+        if match := re.match(r"([^:.]+): a kind of ([^.]+)\.", text):
+            words[match[2]] += match[1].lower().split(", ")
+    counts = {kind: Counter(p for word in words[kind] for p in pieces(word)) for kind in words}
+    total = Counter()
+    for seen in counts.values():
+        total.update(seen)
+    number = sum(map(len, words.values()))
+
+    def surprise(term, kind):
+        """How much likelier the term's pieces are below this kind than anywhere, as a logarithm."""
+        seen, size = counts.get(kind, Counter()), len(words.get(kind, ()))
+        expected = {piece: (total[piece] + 1) / number for piece in pieces(term)}
+        return sum(math.log((seen[p] / e + 1) / (size + 1)) for p, e in expected.items())
+
+    right = sum(
+        max(question["choices"], key=lambda kind: surprise(question["term"], kind))
+        == question["choices"][question["answer"]]
+        for question in questions
+    )
+    assert right / len(questions) > 0.4
 
 
 def test_offline_tasks_load():

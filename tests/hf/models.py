@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from megatron.core.transformer import MLATransformerConfig, TransformerConfig
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from helm_megatron.builder import HelmModelConfig
 from helm_megatron.config import HelmConfig, attach
@@ -133,3 +134,34 @@ def exported(folder, model: Model, dtype: torch.dtype = torch.float32) -> HelmFo
     """The exported model of a case."""
     export(source(model, dtype), folder, verify=False)
     return HelmForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+
+
+@dataclass
+class MadeOnDemand:
+    """Random parameters of given shapes, none of which is kept."""
+
+    shapes: dict[str, tuple[int, ...]]
+
+    def names(self):
+        return list(self.shapes)
+
+    def shape(self, name):
+        return self.shapes[name]
+
+    def dtype(self, name):
+        return torch.float32
+
+    def read(self, name):
+        return torch.rand(self.shapes[name])
+
+
+def large() -> Source:
+    """A model of 256 MiB in tensors of at most 8."""
+    sizes = dict(num_layers=16, hidden_size=512, ffn_hidden_size=2048, num_attention_heads=8)
+    config = model_config(Model("large", {**BASE, **sizes}, CURVED))
+    config.transformer.perform_initialization = False
+    config.transformer.use_cpu_initialization = True
+    with in_megatron.one_process(), FakeTensorMode():
+        megatron = in_megatron.build(config)
+    shapes = {name: tuple(p.shape) for name, p in megatron.named_parameters()}
+    return Source("large", MadeOnDemand(shapes), settings.hf_config(config, PADDED), Text(), None)
