@@ -21,6 +21,10 @@ MAY_IMPORT = {
     "model": {"geometry", "config", "layers", "moe", "specs"},
     "builder": {"model"},
     "arguments": {"config"},
+    "plan": {
+        *("arguments", "builder", "checks", "layers", "platform", "pretrain", "specs", "verify"),
+    },
+    "cli": {"checks", "plan"},
     "verify": {"arguments", "builder", "checks", "model", "platform", "pretrain"},
 }
 

@@ -32,8 +32,8 @@ def of_pipeline(args: Namespace, layout: Layout, rank: int) -> Bytes:
     return Counter({("send", "pp"): messages * layer_input(args, layout)})
 
 
-def of_step(args: Namespace, layout: Layout, stage: Stage) -> dict[str, Bytes]:
-    """Once a step: "gradients" and "parameters" of data parallelism, and the rest.
+def once(args: Namespace, layout: Layout, stage: Stage) -> dict[str, Bytes]:
+    """Not for every micro-batch: "gradients" and "parameters" of data parallelism, and the rest.
 
     Without the distributed optimizer gradients are summed whole and parameters stay.
     """
@@ -52,3 +52,13 @@ def of_step(args: Namespace, layout: Layout, stage: Stage) -> dict[str, Bytes]:
         }
     gradients = Counter({("all-reduce", g): n * wide for g, n in counts})
     return {"gradients": gradients, "parameters": Counter(), "rest": rest}
+
+
+def of_step(args: Namespace, layout: Layout, stage: Stage, rank: int, count: int) -> Bytes:
+    """All of a step of `count` micro-batches on the stage of pipeline rank `rank`."""
+    each = of_microbatch(stage, layout.recompute)
+    each.update(of_pipeline(args, layout, rank))
+    total = Counter({key: size * count for key, size in each.items()})
+    for sizes in once(args, layout, stage).values():
+        total.update(sizes)
+    return total

@@ -45,7 +45,6 @@ class _Times:
     backward: float
     communication: float
     flops: float
-    bytes: Bytes
     data_parallel: float
 
 
@@ -61,10 +60,9 @@ def estimate(args: Namespace, layout: Layout, cluster: Cluster, parts_of: PartsO
     slowest = max(times, key=lambda t: t.forward + t.backward + t.communication)
     compute = slowest.forward + slowest.backward
     microbatch = compute + slowest.communication
-    steps = Counter({key: size * count for key, size in slowest.bytes.items()})
-    stage = parallel[times.index(slowest)]
-    for once in communication.of_step(args, layout, stage).values():
-        steps.update(once)
+    rank = times.index(slowest)
+    stage = parallel[rank]
+    steps = communication.of_step(args, layout, stage, rank, count)
     sizes = layout.extents(cluster.gpus)
     return Estimate(
         layout=layout,
@@ -96,7 +94,7 @@ def _times(args: Namespace, layout: Layout, cluster: Cluster, rank: int, stage: 
     sizes = communication.of_microbatch(stage, layout.recompute)
     sizes.update(communication.of_pipeline(args, layout, rank))
     speed = cluster.tflops * TERA
-    once = communication.of_step(args, layout, stage)
+    once = communication.once(args, layout, stage)
     gradients, parameters = seconds(once["gradients"]), seconds(once["parameters"])
     # Overlapped with the last micro-batch's backward and the first one's forward.
     if args.overlap_grad_reduce:
@@ -108,6 +106,5 @@ def _times(args: Namespace, layout: Layout, cluster: Cluster, rank: int, stage: 
         backward=backward / speed,
         communication=seconds(sizes),
         flops=forward + backward,
-        bytes=sizes,
         data_parallel=gradients + parameters + seconds(once["rest"]),
     )
