@@ -7,18 +7,17 @@
 #
 # Variables:
 #   GEOMETRY     lorentz, or euclidean: the twin
-#   GPUS         8, 64 or 512: the layout
+#   GPUS         8, 64 or 512: the same layout for all, with more replicas
 #   TRAIN_ITERS  of 4.2 million tokens each
 GEOMETRY=${GEOMETRY:-lorentz}
 GPUS=${GPUS:-8}
 TRAIN_ITERS=${TRAIN_ITERS:-100000}
 
 case $GPUS in
-    8) layout=(--tensor-model-parallel-size 8 --sequence-parallel --micro-batch-size 1) ;;
-    64) layout=(--tensor-model-parallel-size 8 --sequence-parallel --micro-batch-size 1) ;;
-    512) layout=(--tensor-model-parallel-size 8 --sequence-parallel --micro-batch-size 1) ;;
+    8 | 64 | 512) ;;
     *) echo "GPUS=$GPUS: use 8, 64 or 512" >&2 && return 1 ;;
 esac
+layout=(--tensor-model-parallel-size 4 --sequence-parallel --micro-batch-size 1)
 
 # shellcheck disable=SC2034  # for the script that sources this
 MODEL_ARGS=(

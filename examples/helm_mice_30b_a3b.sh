@@ -14,22 +14,21 @@ GEOMETRY=${GEOMETRY:-lorentz}
 GPUS=${GPUS:-8}
 TRAIN_ITERS=${TRAIN_ITERS:-100000}
 
-recompute=(--recompute-granularity full --recompute-method uniform --recompute-num-layers 1)
+layout=(
+    --tensor-model-parallel-size 4 --sequence-parallel --pipeline-model-parallel-size 2
+    --expert-model-parallel-size 8 --expert-tensor-parallel-size 1 --micro-batch-size 1
+)
 case $GPUS in
     8)
+        # Eight GPUs of 80 GB just hold it: recomputed layers, and gradients summed in bf16.
         layout=(
             --tensor-model-parallel-size 8 --sequence-parallel
-            --expert-model-parallel-size 8 --expert-tensor-parallel-size 1
-            --micro-batch-size 1 "${recompute[@]}"
+            --expert-model-parallel-size 8 --expert-tensor-parallel-size 1 --micro-batch-size 1
+            --recompute-granularity full --recompute-method uniform --recompute-num-layers 1
+            --grad-reduce-in-bf16
         )
         ;;
-    64 | 512)
-        layout=(
-            --tensor-model-parallel-size 4 --sequence-parallel
-            --expert-model-parallel-size 8 --expert-tensor-parallel-size 1
-            --micro-batch-size 1 "${recompute[@]}"
-        )
-        ;;
+    64 | 512) ;;
     *) echo "GPUS=$GPUS: use 8, 64 or 512" >&2 && return 1 ;;
 esac
 

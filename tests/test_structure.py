@@ -25,6 +25,10 @@ MAY_IMPORT = {
     "arguments": {"config"},
     "data": {"__version__"},
     "evaluation": set(),
+    "plan": {
+        *("arguments", "builder", "checks", "layers", "platform", "pretrain", "specs", "verify"),
+    },
+    "cli": {"checks", "plan"},
     "verify": {"arguments", "builder", "checks", "model", "platform", "pretrain"},
 }
 

@@ -33,18 +33,27 @@ STEPS = 3
 OPTIMIZER = {"lr": 1e-2, "min_lr": 1e-2, "adam_eps": 1e-2}
 
 
+def _store(args: Namespace) -> dist.Store | None:
+    if args.distributed_backend == "fake":
+        from torch.testing._internal.distributed.fake_pg import FakeStore
+
+        return FakeStore()
+    return dist.HashStore() if args.world_size == 1 else None
+
+
 @contextlib.contextmanager
 def process_groups(args: Namespace) -> Iterator[None]:
     """Megatron's groups for validated flags, taken down at the end.
 
-    A world of one needs no other process; a larger one is what torchrun's variables describe.
+    A world of one needs no other process, nor does one of torch's "fake" backend; another is what
+    torchrun's variables describe.
     """
     device = args.local_rank or 0
     if torch.cuda.is_available():
         torch.cuda.set_device(device)
     dist.init_process_group(
         args.distributed_backend,
-        store=dist.HashStore() if args.world_size == 1 else None,
+        store=_store(args),
         rank=args.rank,
         world_size=args.world_size,
         timeout=timedelta(minutes=args.distributed_timeout_minutes),

@@ -1,0 +1,123 @@
+"""The subcommand `helm-megatron plan`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from helm_megatron.checks import ArgumentError
+from helm_megatron.plan.cluster import Cluster
+
+if TYPE_CHECKING:
+    from helm_megatron.plan.layout import Layout
+
+# The layouts that recipes have; another number of GPUs borrows the model of the first.
+RECIPE_GPUS = (8, 64, 512)
+# What Layout has no field for.
+_UNEVEN = (
+    "pipeline_model_parallel_layout",
+    "decoder_first_pipeline_num_layers",
+    "decoder_last_pipeline_num_layers",
+)
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the subcommand to the parsers of `helm-megatron`."""
+    parser = subparsers.add_parser(
+        "plan",
+        help="estimate memory, communication and step time of a recipe's layouts",
+        description="Estimate memory, communication and step time of every layout of a recipe on "
+        "a cluster, fastest first. Needs no GPU. The recipe's variables (GEOMETRY, SHAPE) are "
+        "read from the environment; docs/plan.md says how exact each number is.",
+    )
+    default = Cluster(gpus=8)
+    parser.add_argument("recipe", type=Path, help="a shell file that sets MODEL_ARGS")
+    parser.add_argument("--gpus", type=int, required=True, help="GPUs of the whole cluster")
+    for name, kind, unit in (
+        ("gpus_per_node", int, "GPUs of a node"),
+        ("memory", float, "memory of a GPU, GB"),
+        ("intra_node_bandwidth", float, "GB/s of a GPU, one way, within a node"),
+        ("inter_node_bandwidth", float, "GB/s of a GPU, one way, between nodes"),
+        ("tflops", float, "TFLOP/s that a GPU reaches in matrix products"),
+        ("margin", float, "part of the memory left to CUDA, NCCL and fragments"),
+    ):
+        flag = {"memory": "gpu_memory", "tflops": "flops", "margin": "memory_margin"}.get(
+            name, name
+        )
+        parser.add_argument(
+            f"--{flag.replace('_', '-')}",
+            dest=name,
+            type=kind,
+            default=getattr(default, name),
+            metavar="N",
+            help=f"{unit} (default %(default)s)",
+        )
+    parser.add_argument("--top", type=int, default=10, help="layouts shown (default 10)")
+    parser.add_argument("--json", action="store_true", help="every layout, as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the plan; returns 0, or 1 where no layout fits.
+
+    Raises:
+        ArgumentError: the recipe or the cluster cannot be.
+    """
+    cluster = _cluster(options)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # nothing is computed: the same plan everywhere
+    from helm_megatron import platform
+
+    platform.setup()
+    from helm_megatron.plan import report
+    from helm_megatron.plan.recipe import parse, read
+    from helm_megatron.plan.search import search
+
+    logging.disable(logging.WARNING)  # of Megatron, about a model that will not run
+    known = cluster.gpus in RECIPE_GPUS
+    args = parse(read(options.recipe, {"GPUS": str(cluster.gpus if known else RECIPE_GPUS[0])}))
+    _check_planned(args, options.recipe)
+    own = _own(args, cluster) if known else None
+    plan = search(args, own, cluster, _progress)
+    if options.json:
+        print(report.as_json(args, cluster, plan))
+    else:
+        print(report.as_text(args, cluster, plan, options.recipe, options.top))
+    return 0 if plan.fitting else 1
+
+
+def _check_planned(args: argparse.Namespace, recipe: Path) -> None:
+    for name in _UNEVEN:
+        if getattr(args, name):
+            raise ArgumentError(f"{recipe}: --{name.replace('_', '-')}: plan divides layers evenly")
+    if args.num_experts and args.moe_token_dispatcher_type != "alltoall":
+        raise ArgumentError(f"{recipe}: plan needs --moe-token-dispatcher-type alltoall")
+    if args.global_batch_size is None:
+        raise ArgumentError(f"{recipe}: plan needs --global-batch-size")
+
+
+def _cluster(options: argparse.Namespace) -> Cluster:
+    """The cluster that the options describe."""
+    values = {name: getattr(options, name) for name in Cluster.__dataclass_fields__}
+    for name, value in values.items():
+        if not value > 0 and name != "margin":
+            raise ArgumentError(f"--{name.replace('_', '-')} {value}: must be positive")
+    if not 0 <= values["margin"] < 1:
+        raise ArgumentError(f"--memory-margin {values['margin']}: must be from 0 to below 1")
+    return Cluster(**values)
+
+
+def _own(args: argparse.Namespace, cluster: Cluster) -> Layout:
+    from helm_megatron.plan.layout import Layout
+    from helm_megatron.plan.recipe import validate
+
+    return Layout.of(validate(args, cluster.gpus))
+
+
+def _progress(done: int, of: int) -> None:
+    if sys.stderr.isatty():
+        end = "\n" if done + 1 == of else ""
+        print(f"\rplan: layout {done + 1} of {of}", end=end, file=sys.stderr, flush=True)

@@ -1,0 +1,245 @@
+"""Run one layer of each kind of a model on tensors without data, and see what it takes.
+
+The model is the real one, with the local sizes of a rank of its layout, in a world that torch's
+fake process groups stand for; tokens are spread evenly over experts. So the numbers follow the
+code: nothing here knows a width or a formula.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import math
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from megatron.core import parallel_state as ps
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
+from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
+from megatron.training.argument_utils import gpt_config_from_args
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from helm_megatron.arguments import config_from_args
+from helm_megatron.builder import HelmModelConfig
+from helm_megatron.layers import attention
+from helm_megatron.plan.tracing import Section, Trace
+from helm_megatron.specs import moe_pattern
+from helm_megatron.verify.layouts import process_groups
+
+# Attributes that make the probe a world of one pipeline stage without data parallelism.
+_ONE_STAGE: dict[str, Any] = {
+    "pipeline_model_parallel_size": 1,
+    "virtual_pipeline_model_parallel_size": None,
+    "num_layers_per_virtual_pipeline_stage": None,
+    "num_virtual_stages_per_pipeline_rank": None,
+    "pipeline_model_parallel_layout": None,
+    "decoder_first_pipeline_num_layers": None,
+    "decoder_last_pipeline_num_layers": None,
+    "account_for_embedding_in_pipeline_split": False,
+    "account_for_loss_in_pipeline_split": False,
+    "use_gloo_process_groups": False,
+    "distributed_backend": "fake",
+    "perform_initialization": False,
+    "attention_dropout": 0.0,
+    "hidden_dropout": 0.0,
+    "recompute_granularity": None,
+    "recompute_method": None,
+    "recompute_num_layers": None,
+}
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Parameters of one rank: `dense` are reduced over all data-parallel ranks, `expert` over those
+    of the same experts; `sequence` of the dense ones over the tensor-parallel ranks before.
+
+    `total` counts every parameter of the model once.
+    """
+
+    dense: int
+    expert: int
+    sequence: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """Embedding, a layer of one kind, or the head: what a micro-batch takes on one rank.
+
+    `saved` bytes stay from forward to backward; `working` bytes come on top while it is computed.
+    """
+
+    parameters: Shards
+    saved: int
+    working: int
+    forward: Section
+    backward: Section
+
+
+def world_size(args: Namespace) -> int:
+    """The smallest world that has the layout's tensor, context and expert groups."""
+    expert = args.expert_model_parallel_size * (args.expert_tensor_parallel_size or 1)
+    return math.lcm(
+        args.tensor_model_parallel_size * args.context_parallel_size, expert if expert else 1
+    )
+
+
+def probe(args: Namespace) -> dict[str, Part]:
+    """What the parts "embedding", "dense", "moe" and "head" of validated flags take."""
+    args = copy.deepcopy(args)
+    vars(args).update(_ONE_STAGE, world_size=world_size(args))
+    pattern = moe_pattern(config_from_args(args))
+    kinds = [name for name, moe in (("dense", False), ("moe", True)) if moe in pattern]
+    args.num_layers = len(kinds)
+    if "moe" in kinds:
+        args.moe_layer_freq = [int(kind == "moe") for kind in kinds]
+    with process_groups(args), FakeTensorMode(allow_non_fake_inputs=True), _without_data():
+        model = _model(args)
+        trace = _run(args, model, kinds)
+        parameters = {name: _shards(modules) for name, modules in _modules(model, kinds).items()}
+    return {name: _part(trace, name, shards) for name, shards in parameters.items()}
+
+
+def _model(args: Namespace) -> Any:
+    config = config_from_args(args)
+    model_config = gpt_config_from_args(args, config, HelmModelConfig)
+    builder = model_config.get_builder_cls()(model_config)
+    groups = ProcessGroupCollection.use_mpu_process_groups()
+    with contextlib.redirect_stdout(io.StringIO()):  # it tells of the padded vocabulary
+        return builder.build_model(groups, pre_process=True, post_process=True)
+
+
+def _modules(model: Any, kinds: list[str]) -> dict[str, list[torch.nn.Module]]:
+    layers = dict(zip(kinds, ([layer] for layer in model.decoder.layers), strict=True))
+    head = [model.decoder.final_layernorm, model.output_layer]
+    return {"embedding": [model.embedding], **layers, "head": head}
+
+
+def _shards(modules: list[torch.nn.Module]) -> Shards:
+    """Counts of the parameters; a weight tied to another part's counts there too."""
+    dense = expert = sequence = total = 0
+    tp, ep, etp = (
+        ps.get_tensor_model_parallel_world_size(),
+        ps.get_expert_model_parallel_world_size(),
+        ps.get_expert_tensor_parallel_world_size(),
+    )
+    parameters = [p for module in modules for p in module.parameters()]
+    experts = {
+        id(p) for module in modules for n, p in module.named_parameters() if ".experts." in n
+    }
+    for parameter in parameters:
+        count = parameter.numel()
+        sharded = getattr(parameter, "tensor_model_parallel", False)
+        if id(parameter) in experts:
+            total += count * ep * (etp if sharded else 1)
+        else:
+            total += count * (tp if sharded else 1)
+        if not parameter.requires_grad:
+            continue
+        if getattr(parameter, "allreduce", True):
+            dense += count
+            sequence += count if getattr(parameter, "sequence_parallel", False) else 0
+        else:
+            expert += count
+    return Shards(dense, expert, sequence, total)
+
+
+def _run(args: Namespace, model: Any, kinds: list[str]) -> Trace:
+    """Forward and backward of one micro-batch, in sections "forward NAME" and "backward NAME"."""
+    trace = Trace(group_names())
+    tokens = torch.zeros(
+        args.micro_batch_size, args.seq_length // args.context_parallel_size, dtype=torch.long
+    )
+    for name, modules in _modules(model, kinds).items():
+        _mark(trace, name, modules)
+    for parameter in model.parameters():
+        # Megatron adds a gradient to its buffer at once.
+        parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+    with trace:
+        loss = model(tokens, tokens.clone(), None, labels=tokens.clone()).float().mean()
+        trace.enter("backward head")
+        loss.backward()
+        trace.finish()
+    return trace
+
+
+def _mark(trace: Trace, name: str, modules: list[torch.nn.Module]) -> None:
+    def before(module: Any, inputs: Any) -> None:
+        trace.enter(f"forward {name}")
+
+    def after(module: Any, inputs: Any, output: Any) -> None:
+        output = output[0] if isinstance(output, tuple) else output
+        output.register_hook(lambda _: trace.enter(f"backward {name}"))
+
+    modules[0].register_forward_pre_hook(before)
+    if name != "head":  # its backward begins with the loss
+        modules[0].register_forward_hook(after)
+
+
+def _part(trace: Trace, name: str, parameters: Shards) -> Part:
+    forward, backward = trace.sections[f"forward {name}"], trace.sections[f"backward {name}"]
+    working = max(forward.peak - forward.end, backward.peak - backward.start)
+    return Part(parameters, forward.end - forward.start, working, forward, backward)
+
+
+def group_names() -> dict[str, str]:
+    """The usual short names of this rank's groups; of groups of the same ranks the first one's."""
+    return {
+        group.group_name: name
+        for name, group in (
+            ("ep", ps.get_expert_model_parallel_group()),
+            ("etp", ps.get_expert_tensor_parallel_group()),
+            ("tp-ep", ps.get_expert_tensor_and_model_parallel_group()),
+            ("cp", ps.get_context_parallel_group()),
+            ("tp-cp", ps.get_tensor_and_context_parallel_group()),
+            ("tp", ps.get_tensor_model_parallel_group()),
+        )
+    }
+
+
+@contextlib.contextmanager
+def _without_data() -> Iterator[None]:
+    """Stand-ins for what looks into tensors, or picks the kernel by the device."""
+    with (
+        mock.patch.object(CudaRNGStatesTracker, "fork", lambda *_: contextlib.nullcontext()),
+        mock.patch.object(attention, "causal_lower_right", lambda *_: None),
+        mock.patch.object(attention.F, "scaled_dot_product_attention", _flash_attention),
+        mock.patch.object(MoEAlltoAllTokenDispatcher, "preprocess", _spread_evenly),
+    ):
+        yield
+
+
+def _flash_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, **_: Any) -> Tensor:
+    flash = torch.ops.aten._scaled_dot_product_flash_attention
+    return flash(q, k, v, 0.0, True, False, scale=scale)[0]
+
+
+def _spread_evenly(dispatcher: Any, routing_map: Tensor) -> np.ndarray:
+    """The dispatcher's counts of tokens, as if the router gave every expert as many.
+
+    Sizes are numpy's: real numbers beside tensors that have none.
+    """
+    ep, tp, local = dispatcher.ep_size, dispatcher.tp_size, dispatcher.num_local_experts
+    rows = routing_map.size(0) * dispatcher.config.moe_router_topk
+    counts = np.full(dispatcher.num_experts, rows // dispatcher.num_experts)
+    counts[: rows % dispatcher.num_experts] += 1
+    first = dispatcher.local_expert_indices[0]
+    mine = counts[first : first + local]
+    dispatcher.num_out_tokens = rows
+    if ep * tp > 1:
+        dispatcher.input_splits = counts.reshape(ep, local).sum(1)
+        dispatcher.output_splits = np.full(ep, mine.sum())
+        dispatcher.output_splits_tp = np.full(tp, mine.sum() * ep)
+    dispatcher.num_global_tokens_per_local_expert = np.tile(mine, (tp * ep, 1))
+    order = np.arange(dispatcher.num_experts * tp)
+    dispatcher.sort_input_by_local_experts = order.reshape(-1, local).T.ravel()
+    dispatcher.restore_output_by_local_experts = order.reshape(local, -1).T.ravel()
+    return mine * tp * ep

@@ -1,0 +1,165 @@
+"""What a plan says of a small run, and what the run itself takes; imported by worker processes."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from typing import Any
+
+from helm_megatron import platform
+
+platform.setup()
+
+import torch  # noqa: E402
+from megatron.core import parallel_state as ps  # noqa: E402
+from torch.distributed import ProcessGroup  # noqa: E402
+
+from helm_megatron.plan import communication  # noqa: E402
+from helm_megatron.plan.layout import Layout  # noqa: E402
+from helm_megatron.plan.parts import PartsOf, total  # noqa: E402
+from helm_megatron.plan.recipe import parse, validate  # noqa: E402
+from helm_megatron.plan.stages import kinds, memory, stages  # noqa: E402
+from helm_megatron.plan.tracing import SMALL  # noqa: E402
+from helm_megatron.verify.layouts import job, process_groups  # noqa: E402
+
+# Methods of a process group: name of the collective, and how many of the first arguments are data.
+METHODS = {
+    "allreduce": ("all-reduce", 1),
+    "broadcast": ("broadcast", 1),
+    "_allgather_base": ("all-gather", 2),
+    "allgather": ("all-gather", 2),
+    "_reduce_scatter_base": ("reduce-scatter", 2),
+    "reduce_scatter": ("reduce-scatter", 2),
+    "alltoall_base": ("all-to-all", 2),
+    "send": ("send", 1),
+}
+
+
+def planned(rank: int, flags: list[str], world: int) -> dict[str, Any]:
+    """The plan of the flags' own layout, stage by stage."""
+    parsed = parse(flags)
+    args = validate(parsed, world)
+    layout = Layout.of(args)
+    parts = PartsOf(parsed)(layout)
+    count = layout.microbatches(args, world)
+    found = stages(args, layout, parts, count)
+    return {
+        "total": total(parts, kinds(args)),
+        "memory": [memory(args, layout, stage, world) for stage in found],
+        "parameters": [stage.dense + stage.expert for stage in found],
+        "saved": sum(part.saved for stage in found for part in stage),
+        "flops": sum(part.forward.flops for stage in found for part in stage),
+        "bytes": [
+            communication.of_step(args, layout, stage, r, count) for r, stage in enumerate(found)
+        ],
+        "groups": layout.extents(world),
+    }
+
+
+def real(rank: int, flags: list[str], world: int, port: int) -> dict[str, Any]:
+    """One step of the run itself on this rank: its parameters, bytes held and communicated."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank))
+    os.environ.update(WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
+    args = validate(parse(flags), world)
+    args.rank = args.local_rank = rank
+    with process_groups(args):
+        run = job(args, args.global_batch_size // args.micro_batch_size)
+        counted = count_collectives(group_names())
+        run.loss_of_step(0)
+        optimizer = run.make_optimizer()
+        optimizer.step()
+        parameters = [p for chunk in run.chunks for p in chunk.module.parameters()]
+        buffers = [b for c in run.chunks for b in (*c.buffers, *c.expert_parallel_buffers)]
+        return {
+            "stage": ps.get_pipeline_model_parallel_rank(),
+            "parameters": sum(p.numel() for p in parameters if p.requires_grad),
+            "tensors": len(parameters),
+            "buckets": sum(len(buffer.buckets) for buffer in buffers),
+            "weight bytes": sum(p.numel() * p.element_size() for p in parameters),
+            "gradient bytes": sum(p.main_grad.nbytes for p in parameters if p.requires_grad),
+            "optimizer bytes": optimizer_bytes(optimizer),
+            "bytes": counted,
+        }
+
+
+def group_names() -> dict[str, str]:
+    """The plan's names of this rank's groups."""
+    groups = {
+        "tp": ps.get_tensor_model_parallel_group(),
+        "cp": ps.get_context_parallel_group(),
+        "ep": ps.get_expert_model_parallel_group(),
+        "pp": ps.get_pipeline_model_parallel_group(),
+        "dp": ps.get_data_parallel_group(with_context_parallel=True),
+        "expert-dp": ps.get_expert_data_parallel_group(),
+        "tp-ep": ps.get_expert_tensor_and_model_parallel_group(),
+    }
+    return {group.group_name: name for name, group in groups.items()}
+
+
+def count_collectives(names: dict[str, str]) -> Counter[tuple[str, str]]:
+    """Bytes of every collective from now on. All-to-alls count half of what is sent and received,
+    as these differ with uneven routing.
+    """
+    counted: Counter[tuple[str, str]] = Counter()
+
+    def wrap(method: str, collective: str, data: int) -> None:
+        original = getattr(ProcessGroup, method)
+
+        def wrapper(group: ProcessGroup, *arguments: Any, **keywords: Any) -> Any:
+            sizes = [size_of(argument) for argument in arguments[:data]]
+            if group.size() > 1 and max(sizes) > SMALL:
+                size = sum(sizes) / 2 if collective == "all-to-all" else max(sizes)
+                counted[collective, names.get(group.group_name, group.group_name)] += size
+            return original(group, *arguments, **keywords)
+
+        setattr(ProcessGroup, method, wrapper)
+
+    for method, (collective, data) in METHODS.items():
+        wrap(method, collective, data)
+    return counted
+
+
+def size_of(data: Any) -> int:
+    """Bytes of a tensor, or of all those in nested lists."""
+    if isinstance(data, torch.Tensor):
+        return data.numel() * data.element_size()
+    return sum(size_of(item) for item in data)
+
+
+def optimizer_bytes(optimizer: Any) -> int:
+    """Bytes of what Megatron's optimizer keeps: states, and fp32 copies of bf16 weights."""
+    size = 0
+    for one in getattr(optimizer, "chained_optimizers", [optimizer]):
+        for group in one.optimizer.param_groups:
+            for parameter in group["params"]:
+                states = one.optimizer.state[parameter].values()
+                size += parameter.numel() * parameter.element_size()
+                size += sum(s.nbytes for s in states if torch.is_tensor(s) and s.dim())
+    return size
+
+
+def saved(rank: int, flags: list[str]) -> int:
+    """Bytes that autograd saves in a real forward pass, parameters apart."""
+    args = validate(parse(flags), 1)
+    storages: dict[int, Any] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage
+        return tensor
+
+    with process_groups(args):
+        [chunk] = job(args, 1).chunks
+        own = {p.untyped_storage().data_ptr() for p in chunk.module.parameters()}
+        tokens = torch.zeros(args.micro_batch_size, args.seq_length, dtype=torch.long)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            chunk(tokens, tokens.clone(), None, labels=tokens.clone())
+        return sum(s.nbytes() for key, s in storages.items() if key not in own)
+
+
+def total_of(rank: int, flags: list[str]) -> int:
+    """Parameters of the whole model, built for real."""
+    args = validate(parse(flags), 1)
+    with process_groups(args):
+        [chunk] = job(args, 1).chunks
+        return sum(p.numel() for p in chunk.module.parameters())
