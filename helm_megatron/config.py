@@ -28,6 +28,13 @@ class HelmConfig:
     residual_scale: float = 1.0
     learn_residual_scale: bool = False
     embedding: Literal["euclidean", "lorentz"] = "euclidean"
+    # Of a `lorentz` table; `adam` takes its space coordinates for Euclidean ones.
+    embedding_optimizer: Literal["riemannian", "adam"] = "riemannian"
+    embedding_retraction: bool = False
+    # Factors on the learning rate of a table of points, and of learned curvatures.
+    embedding_lr_mult: float = 1.0
+    curvature_lr_mult: float = 1.0
+    weight_decay_groups: Literal["megatron", "reference"] = "megatron"
     mice_combine: Literal["centroid", "reference"] = "centroid"
     mice_routing: Literal["megatron", "reference"] = "megatron"
     # Curvatures of the first and of the last expert; those between are spaced evenly by index.

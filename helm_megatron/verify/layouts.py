@@ -16,7 +16,6 @@ import torch.distributed as dist
 from megatron.core import parallel_state as ps
 from megatron.core import tensor_parallel
 from megatron.core.distributed import finalize_model_grads
-from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.moe.moe_logging import destroy_moe_metrics_tracker
 from megatron.training.argument_utils import gpt_config_from_args
@@ -24,6 +23,7 @@ from megatron.training.training import get_megatron_ddp_config, get_megatron_opt
 
 from helm_megatron.arguments import config_from_args
 from helm_megatron.builder import HelmModelConfig
+from helm_megatron.optim.joined import get_optimizer
 from helm_megatron.verify import compare
 from helm_megatron.verify.compare import Job
 
@@ -96,7 +96,7 @@ def job(args: Namespace, count: int) -> Job:
     def make_optimizer() -> Any:
         optimizer_config, overrides = get_megatron_optimizer_config(args)
         vars(optimizer_config).update(OPTIMIZER)
-        optimizer = get_megatron_optimizer(
+        optimizer = get_optimizer(
             optimizer_config,
             chunks,
             config_overrides=overrides,

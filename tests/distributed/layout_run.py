@@ -22,7 +22,7 @@ from megatron.core.distributed import (  # noqa: E402
     DistributedDataParallelConfig,
     finalize_model_grads,
 )
-from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer  # noqa: E402
+from megatron.core.optimizer import OptimizerConfig  # noqa: E402
 from megatron.core.tensor_parallel.mappings import (  # noqa: E402
     gather_from_tensor_model_parallel_region,
 )
@@ -34,6 +34,7 @@ from helm_megatron.config import HelmConfig, attach  # noqa: E402
 from helm_megatron.layers.context_parallel import gather_sequence  # noqa: E402
 from helm_megatron.model import build_model  # noqa: E402
 from helm_megatron.moe.experts import MiceExperts  # noqa: E402
+from helm_megatron.optim.joined import get_optimizer  # noqa: E402
 from helm_megatron.verify import compare as verify  # noqa: E402
 
 
@@ -141,7 +142,7 @@ def job(model: Model, layout: Layout) -> verify.Job:
     return verify.Job(
         chunks,
         lambda step: loss_and_gradients(model, chunks, step),
-        lambda: get_megatron_optimizer(config, chunks),
+        lambda: get_optimizer(config, chunks),
         model.training_steps,
     )
 
