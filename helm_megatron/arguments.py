@@ -129,8 +129,15 @@ def _add_mice_args(parser: argparse.ArgumentParser) -> None:
         choices=["megatron", "reference"],
         default="megatron",
         help="Expert selection: Megatron's router, or the released rule, to import checkpoints (a "
-        "loaded selection bias, not updated here, for softmax scores too; groups scored by their "
-        "two best).",
+        "selection bias for softmax scores too; groups scored by their two best).",
+    )
+    group.add_argument(
+        "--mice-bias-update",
+        choices=["sign", "proportional"],
+        default="sign",
+        help="How the selection bias follows the experts' loads, at --moe-router-bias-update-rate: "
+        "sign: Megatron's rule, with --moe-router-enable-expert-bias; proportional: the released "
+        "one, for --mice-routing reference with any scores.",
     )
 
 
@@ -158,6 +165,7 @@ def helm_config_from_args(args: argparse.Namespace) -> HelmConfig:
         weight_decay_groups=args.weight_decay_groups,
         mice_combine=args.mice_combine,
         mice_routing=args.mice_routing,
+        mice_bias_update=args.mice_bias_update,
         mice_curvature_init=(low, high),
         mice_learn_curvature=not args.mice_fixed_curvature,
     )

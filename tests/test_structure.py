@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "model": {"geometry", "config", "layers", "moe", "specs"},
     "builder": {"model"},
     "arguments": {"config"},
-    "verify": {"arguments", "builder", "checks", "model", "optim", "platform", "pretrain"},
+    "verify": {"arguments", "builder", "checks", "model", "moe", "optim", "platform", "pretrain"},
 }
 
 

@@ -28,11 +28,16 @@ from helm_megatron.optim.shards import Shard, rows_cut
 
 @dataclass(frozen=True)
 class Table:
-    """A table of points: its group, its place in it (None: nothing of it is here), its shard."""
+    """A table of points: its group, its place in it (None: nothing of it is here), its shard.
+
+    `c` and `retraction` are this run's, whatever the groups of a loaded checkpoint say.
+    """
 
     group: int
     index: int | None
     shard: Shard
+    c: float
+    retraction: bool
 
 
 class PointsMixin:
@@ -61,8 +66,8 @@ class PointsMixin:
     @torch.no_grad()
     def to_frame(self) -> None:
         """Turn the tables' gradients into those whose ordinary norm is the Riemannian one."""
-        for table, group, x in self._each():
-            c, shard = group[POINTS], table.shard
+        for table in self.tables:
+            c, shard, x = table.c, table.shard, self._entries(table)
             mine = None if x is None else [x, _gradient(x)]
             if mine is not None:
                 rows.to_frame_(*map(shard.whole, mine), c)
@@ -72,26 +77,29 @@ class PointsMixin:
                 if mine is not None:
                     shard.put_cut(gradients, mine[1])
 
-    def _each(self) -> Iterator[tuple[Table, dict[str, Any], Tensor | None]]:
-        for table in self.tables:
-            group = self.param_groups[table.group]
-            yield table, group, None if table.index is None else group["params"][table.index]
+    def _entries(self, table: Table) -> Tensor | None:
+        params = self.param_groups[table.group]["params"]
+        return None if table.index is None else params[table.index]
+
+    def _rule(self, table: Table) -> rows.Rule:
+        group = self.param_groups[table.group]
+        (beta1, beta2), step = group["betas"], group["step"]
+        return rows.Rule(group["lr"], beta1, beta2, group["eps"], step, table.c, table.retraction)
 
     def _step_table(self, table: Table) -> None:
-        group, shard = self.param_groups[table.group], table.shard
+        shard, x = table.shard, self._entries(table)
         mine = None
-        if table.index is not None:
-            x = group["params"][table.index]
+        if x is not None:
             state = self.state[x]
             for name in ("exp_avg", "exp_avg_sq"):
                 if name not in state:
                     state[name] = torch.zeros_like(x)
             mine = [x.detach(), _gradient(x), state["exp_avg"], state["exp_avg_sq"]]
-            rows.step_(*map(shard.whole, mine), rule=_rule(group))
+            rows.step_(*map(shard.whole, mine), rule=self._rule(table))
         if shard.cut:
             cut = shard.gather_cut(mine, 4, torch.cuda.current_device())
             if mine is not None:
-                rows.step_(*cut, rule=_rule(group))
+                rows.step_(*cut, rule=self._rule(table))
                 for changed, tensor in zip(cut, mine, strict=True):
                     shard.put_cut(changed, tensor)
 
@@ -100,11 +108,6 @@ def _gradient(x: Tensor) -> Tensor:
     if x.grad is None:
         x.grad = torch.zeros_like(x)
     return x.grad
-
-
-def _rule(group: dict[str, Any]) -> rows.Rule:
-    lr, (beta1, beta2), eps = group["lr"], group["betas"], group["eps"]
-    return rows.Rule(lr, beta1, beta2, eps, group["step"], group[POINTS], group["retraction"])
 
 
 def get_optimizer(
@@ -145,7 +148,11 @@ def _bind(optimizer: Any, points: list[torch.nn.Parameter]) -> None:
     if not groups:
         return
     find = _sharded_tables if isinstance(optimizer, DistributedOptimizer) else _whole_tables
-    inner.tables = tuple(find(optimizer, groups[0], points))
+    group = optimizer.param_groups[groups[0]]
+    inner.tables = tuple(
+        Table(groups[0], index, shard, group[POINTS], group["retraction"])
+        for index, shard in find(optimizer, groups[0], points)
+    )
     prepare = optimizer.prepare_grads
 
     @functools.wraps(prepare)
@@ -158,14 +165,17 @@ def _bind(optimizer: Any, points: list[torch.nn.Parameter]) -> None:
     optimizer.prepare_grads = prepare_grads
 
 
-def _whole_tables(optimizer: Any, number: int, _: list[torch.nn.Parameter]) -> Iterator[Table]:
+Found = tuple[int | None, Shard]
+
+
+def _whole_tables(optimizer: Any, number: int, _: list[torch.nn.Parameter]) -> Iterator[Found]:
     for index, table in enumerate(optimizer.param_groups[number]["params"]):
-        yield Table(number, index, Shard(table.shape[-1], 0, table.numel()))
+        yield index, Shard(table.shape[-1], 0, table.numel())
 
 
 def _sharded_tables(
     optimizer: Any, number: int, points: list[torch.nn.Parameter]
-) -> Iterator[Table]:
+) -> Iterator[Found]:
     group = optimizer.data_parallel_group
     places = optimizer.model_param_group_index_map
     for table in points:
@@ -178,4 +188,4 @@ def _sharded_tables(
         width = table.shape[-1]
         cut = rows_cut(width, end - begin, ends)
         index = places[table][1] if table in places else None
-        yield Table(number, index, Shard(width, start, stop, cut, group))
+        yield index, Shard(width, start, stop, cut, group)
