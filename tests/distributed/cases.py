@@ -172,6 +172,7 @@ MICE_REFERENCE = Model(
         **SPREAD,
         "mice_combine": "reference",
         "mice_routing": "reference",
+        "mice_bias_update": "proportional",
         "mice_learn_curvature": False,
     },
     latent=True,
