@@ -44,7 +44,7 @@ def add_helm_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         choices=["euclidean", "lorentz"],
         default="euclidean",
         help="euclidean: a free table, read as space coordinates; lorentz: points at "
-        "--embedding-curvature, rescaled to --curvature. Both are updated by --optimizer.",
+        "--embedding-curvature, rescaled to --curvature, updated by --embedding-optimizer.",
     )
     group.add_argument(
         "--disable-lorentz-bias",
@@ -61,8 +61,46 @@ def add_helm_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     group.add_argument(
         "--learn-residual-scale", action="store_true", help="Learn the scale of every residual."
     )
+    _add_optimizer_args(parser)
     _add_mice_args(parser)
     return parser
+
+
+def _add_optimizer_args(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("helm optimizer", "beside Megatron's --optimizer adam")
+    group.add_argument(
+        "--embedding-optimizer",
+        choices=["riemannian", "adam"],
+        default="riemannian",
+        help="Of a --helm-embedding lorentz: Riemannian Adam on its points, without weight decay, "
+        "or --optimizer on their space coordinates. A euclidean table takes --optimizer.",
+    )
+    group.add_argument(
+        "--embedding-retraction",
+        action="store_true",
+        help="Riemannian Adam steps straight in space coordinates, not along the geodesic.",
+    )
+    group.add_argument(
+        "--embedding-lr-mult",
+        type=float,
+        default=1.0,
+        help="Learning rate of Riemannian Adam, as a multiple of --lr and --min-lr (default 1).",
+    )
+    group.add_argument(
+        "--curvature-lr-mult",
+        type=float,
+        default=1.0,
+        help="Learning rate of the curvatures, as a multiple of --lr and --min-lr (default 1).",
+    )
+    group.add_argument(
+        "--weight-decay-groups",
+        choices=["megatron", "reference"],
+        default="megatron",
+        help="What decays: megatron: matrices, the time weights of Lorentz linears with them; "
+        "reference: what decays in the released code, which is all but biases, learned residual "
+        "scales, HELM-D's attention temperatures and HELM-MiCE's norms. Points and curvatures "
+        "never do.",
+    )
 
 
 def _add_mice_args(parser: argparse.ArgumentParser) -> None:
@@ -91,8 +129,15 @@ def _add_mice_args(parser: argparse.ArgumentParser) -> None:
         choices=["megatron", "reference"],
         default="megatron",
         help="Expert selection: Megatron's router, or the released rule, to import checkpoints (a "
-        "loaded selection bias, not updated here, for softmax scores too; groups scored by their "
-        "two best).",
+        "selection bias for softmax scores too; groups scored by their two best).",
+    )
+    group.add_argument(
+        "--mice-bias-update",
+        choices=["sign", "proportional"],
+        default="sign",
+        help="How the selection bias follows the experts' loads, at --moe-router-bias-update-rate: "
+        "sign: Megatron's rule, with --moe-router-enable-expert-bias; proportional: the released "
+        "one, for --mice-routing reference with any scores.",
     )
 
 
@@ -113,8 +158,14 @@ def helm_config_from_args(args: argparse.Namespace) -> HelmConfig:
         residual_scale=args.residual_scale or (1.0 if mice else 4.0),
         learn_residual_scale=args.learn_residual_scale,
         embedding=args.helm_embedding,
+        embedding_optimizer=args.embedding_optimizer,
+        embedding_retraction=args.embedding_retraction,
+        embedding_lr_mult=args.embedding_lr_mult,
+        curvature_lr_mult=args.curvature_lr_mult,
+        weight_decay_groups=args.weight_decay_groups,
         mice_combine=args.mice_combine,
         mice_routing=args.mice_routing,
+        mice_bias_update=args.mice_bias_update,
         mice_curvature_init=(low, high),
         mice_learn_curvature=not args.mice_fixed_curvature,
     )

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from helm_megatron.data.blend import prefixes_of
 from helm_megatron.data.errors import DataError
 
-# Curvatures within which fp32 activations keep their precision.
-_CURVATURES = (1e-3, 1e3)
+from helm_megatron.config import CURVATURES
 
 # Flags of Megatron's that would be ignored or fail late: attribute, its harmless value, and why.
 _UNSUPPORTED = {
@@ -55,6 +54,7 @@ def check_args(args: argparse.Namespace) -> None:
         _geometry_rules,
         _layer_rules,
         _moe_rules,
+        _optimizer_rules,
         _layout_rules,
         _document_rules,
         _data_rules,
@@ -80,7 +80,7 @@ def _unsupported_rules(args: argparse.Namespace) -> Rules:
 
 
 def _geometry_rules(args: argparse.Namespace) -> Rules:
-    low, high = _CURVATURES
+    low, high = CURVATURES
     for flag in ("curvature", "embedding_curvature", "output_curvature"):
         value = getattr(args, flag)
         yield (
@@ -161,6 +161,14 @@ def _moe_rules(args: argparse.Namespace) -> Rules:
         f"--moe-layer-freq {freq}: a positive number, or a 0 or 1 for each of the "
         f"{args.num_layers} layers",
     )
+    proportional = args.mice_bias_update == "proportional"
+    yield (
+        proportional
+        and args.mice_routing != "reference"
+        and not args.moe_router_enable_expert_bias,
+        "--mice-bias-update proportional: Megatron's routing has no bias without "
+        "--moe-router-enable-expert-bias; pass it, or --mice-routing reference",
+    )
     if args.mice_routing == "reference":
         yield from _reference_routing_rules(args)
     if args.mice_combine == "reference":
@@ -174,6 +182,45 @@ def _moe_rules(args: argparse.Namespace) -> Rules:
             args.moe_expert_capacity_factor is not None,
             f"{need} every chosen expert: drop --moe-expert-capacity-factor",
         )
+
+
+# What Riemannian Adam does not work with: Megatron's attribute, and its harmless value.
+_NOT_WITH_POINTS = {
+    "use_precision_aware_optimizer": False,
+    "optimizer_cpu_offload": False,
+    "optimizer_cuda_graph": False,
+    "use_megatron_fsdp": False,
+    "use_torch_fsdp2": False,
+}
+
+
+def _optimizer_rules(args: argparse.Namespace) -> Rules:
+    for flag in ("embedding_lr_mult", "curvature_lr_mult"):
+        factor = getattr(args, flag)
+        yield not (0 <= factor < math.inf), f"{_name(flag)} {factor}: must be 0 or more"
+    lorentz = args.geometry == args.helm_embedding == "lorentz"
+    if not lorentz or args.embedding_optimizer != "riemannian":
+        return
+    instead = "or train the table by --embedding-optimizer adam"
+    yield (
+        args.optimizer != "adam",
+        f"--optimizer {args.optimizer}: Riemannian Adam goes with adam; pass it, {instead}",
+    )
+    yield (
+        not args.untie_embeddings_and_output_weights,
+        "--untie-embeddings-and-output-weights is missing: a table of points is no weight of "
+        f"logits; pass it, {instead}",
+    )
+    for flag, harmless in _NOT_WITH_POINTS.items():
+        yield (
+            getattr(args, flag, harmless) != harmless,
+            f"{_name(flag)}: not with Riemannian Adam; drop it, {instead}",
+        )
+    yield (
+        args.decoupled_lr is not None and args.embedding_lr_mult != 1,
+        f"--decoupled-lr {args.decoupled_lr}: is the embedding's rate already; drop "
+        "--embedding-lr-mult",
+    )
 
 
 def _reference_routing_rules(args: argparse.Namespace) -> Rules:

@@ -8,6 +8,9 @@ from typing import Literal
 
 from megatron.core.transformer import TransformerConfig
 
+# Curvatures within which fp32 activations keep their precision.
+CURVATURES = (1e-3, 1e3)
+
 
 @dataclass(frozen=True)
 class HelmConfig:
@@ -28,8 +31,17 @@ class HelmConfig:
     residual_scale: float = 1.0
     learn_residual_scale: bool = False
     embedding: Literal["euclidean", "lorentz"] = "euclidean"
+    # Of a `lorentz` table; `adam` takes its space coordinates for Euclidean ones.
+    embedding_optimizer: Literal["riemannian", "adam"] = "riemannian"
+    embedding_retraction: bool = False
+    # Factors on the learning rate of a table of points, and of learned curvatures.
+    embedding_lr_mult: float = 1.0
+    curvature_lr_mult: float = 1.0
+    weight_decay_groups: Literal["megatron", "reference"] = "megatron"
     mice_combine: Literal["centroid", "reference"] = "centroid"
     mice_routing: Literal["megatron", "reference"] = "megatron"
+    # How a router's selection bias follows its loads: Megatron's rule, or the released one.
+    mice_bias_update: Literal["sign", "proportional"] = "sign"
     # Curvatures of the first and of the last expert; those between are spaced evenly by index.
     mice_curvature_init: tuple[float, float] = (1.0, 1.0)
     mice_learn_curvature: bool = True

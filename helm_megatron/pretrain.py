@@ -33,6 +33,7 @@ from helm_megatron.checkpoint import compatibility, failures, files, reshard
 from helm_megatron.checks import ArgumentError, check_args
 from helm_megatron.data.batch import next_batch, train_valid_test_datasets
 from helm_megatron.data.fit import check_fit
+from helm_megatron.optim import joined
 
 
 def add_args(
@@ -204,6 +205,7 @@ def main() -> None:
     # What Megatron's wheel needs mended on every device; without CUDA the platform has done it.
     platform.use_compiled_helpers()
     reshard.install()
+    joined.install()
     files.read_only_data()
     be_one_process_without_launcher()
     args = checked_args()

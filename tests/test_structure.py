@@ -29,7 +29,7 @@ MAY_IMPORT = {
         *("arguments", "builder", "checks", "layers", "platform", "pretrain", "specs", "verify"),
     },
     "cli": {"checks", "plan"},
-    "verify": {"arguments", "builder", "checks", "model", "platform", "pretrain"},
+    "verify": {"arguments", "builder", "checks", "model", "moe", "optim", "platform", "pretrain"},
 }
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core.distributed import finalize_model_grads
 from megatron.core.transformer import TransformerConfig, TransformerLayer
 from megatron.core.transformer.moe.router import TopKRouter
 from megatron.training import get_args, print_rank_last
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from helm_megatron.geometry import lorentz
 from helm_megatron.layers.attention import LorentzAttention
+from helm_megatron.moe import bias
 from helm_megatron.moe.experts import MiceExperts
 
 
@@ -42,8 +42,8 @@ class Monitor:
         return model
 
     def finalize(self, model: list[torch.nn.Module], *args: Any, **kwargs: Any) -> None:
-        """Megatron's `finalize_model_grads`, and the report where an interval ends."""
-        finalize_model_grads(model, *args, **kwargs)
+        """Finalize the gradients and biases, and report where an interval ends."""
+        bias.finalize(model, *args, **kwargs)
         if self._is_logged():
             self.report(model)
 

@@ -81,6 +81,12 @@ def check_compatible(args: argparse.Namespace, saved: argparse.Namespace, folder
             f"--mice-fixed-curvature is missing: the checkpoint {folder} has it, and so no "
             "optimizer state of the curvatures; to learn them from now on pass --no-load-optim"
         )
+    trains = [(a.helm_embedding, a.embedding_optimizer) for a in (args, saved)]
+    if trains[0][0] == "lorentz" and trains[0] != trains[1] and loads_optimizer:
+        raise ArgumentError(
+            f"--embedding-optimizer {trains[0][1]}: the checkpoint {folder} has {trains[1][1]}, "
+            "and so another state of the embedding; pass the same, or --no-load-optim"
+        )
 
 
 def _differences(args: argparse.Namespace, saved: argparse.Namespace) -> list[tuple[str, Any, Any]]:

@@ -67,6 +67,7 @@ def _helm(released: Mapping[str, Any], state: Mapping[str, Tensor], dense: bool)
         embedding="lorentz" if any(n.endswith("embed.embedding") for n in state) else "euclidean",
         mice_combine="reference",
         mice_routing="reference",
+        mice_bias_update="proportional",
         mice_learn_curvature=bool(released.get("train_curv", True)),
     )
 
@@ -124,7 +125,7 @@ def _mice(released: Mapping[str, Any], common: dict[str, Any]) -> TransformerCon
         moe_router_group_topk=released["n_limited_groups"] if grouped else None,
         moe_router_topk_scaling_factor=released["route_scale"],
         moe_router_dtype="fp64" if common["params_dtype"] == torch.float64 else "fp32",
-        # Megatron moves the bias of sigmoid scores only.
+        # Megatron has the bias for sigmoid scores only.
         moe_router_enable_expert_bias=sigmoid,
         moe_router_bias_update_rate=released["bias_update_speed"],
         moe_router_load_balancing_type="aux_loss",

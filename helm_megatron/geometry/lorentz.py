@@ -104,7 +104,7 @@ def expmap(x: Tensor, u: Tensor, c: Scalar, min_norm: float = 0.0) -> Tensor:
     dtype = x.dtype
     x, u = at_least_fp32(x), at_least_fp32(u)
     c = _like(c, x)
-    cosh, sinhc = _cosh_sinhc(_tangent_norm2(x, u, c).clamp_min(min_norm**2) / c)
+    cosh, sinhc = cosh_sinhc(_tangent_norm2(x, u, c).clamp_min(min_norm**2) / c)
     return (cosh * x + sinhc * u).to(dtype)
 
 
@@ -121,7 +121,7 @@ def logmap(x: Tensor, y: Tensor, c: Scalar) -> Tensor:
 def expmap0(u: Tensor, c: Scalar) -> Tensor:
     """Exponential map at the origin (zero space coordinates) of u `[..., d]`."""
     v = at_least_fp32(u)
-    return (_cosh_sinhc(_dot(v, v) / _like(c, v))[1] * v).to(u.dtype)
+    return (cosh_sinhc(_dot(v, v) / _like(c, v))[1] * v).to(u.dtype)
 
 
 def logmap0(x: Tensor, c: Scalar) -> Tensor:
@@ -206,7 +206,7 @@ def _tangent_norm2(x: Tensor, u: Tensor, c: Scalar) -> Tensor:
     return (c * _dot(u, u) + _gram(u, x)) / (_dot(x, x) + c)
 
 
-def _cosh_sinhc(q: Tensor) -> tuple[Tensor, Tensor]:
+def cosh_sinhc(q: Tensor) -> tuple[Tensor, Tensor]:
     """cosh(r) and sinh(r) / r for r = sqrt(q), q >= 0; smooth at zero."""
     small = q < _COSH_SERIES_BELOW
     r = torch.where(small, 1.0, q).sqrt()

@@ -1,8 +1,9 @@
-"""The curvature of one expert: positive by construction, initialized by its global index."""
+"""The curvature of one expert: positive and bounded, initialized by its global index."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.nn import Parameter
 
+from helm_megatron.config import CURVATURES
 from helm_megatron.geometry.lorentz import at_least_fp32
 
 
@@ -20,8 +22,29 @@ def inverse_softplus(c: float) -> float:
     return c + math.log(-math.expm1(-c))
 
 
+class _Bounded(torch.autograd.Function):
+    """Clamp to the range of curvatures; at a bound only gradients that lead back pass."""
+
+    @staticmethod
+    def forward(ctx: Any, c: Tensor) -> Tensor:
+        ctx.save_for_backward(c)
+        return c.clamp(*CURVATURES)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        [c] = ctx.saved_tensors
+        low, high = CURVATURES
+        outward = ((c <= low) & (grad > 0)) | ((c >= high) & (grad < 0))
+        return grad.masked_fill(outward, 0)
+
+
 class ExpertCurvature(torch.nn.Module):
-    """c = softplus(raw), with raw `[1]` learned or fixed (`mice_learn_curvature`)."""
+    """c = softplus(raw) within `CURVATURES`, raw `[1]` learned or fixed (`mice_learn_curvature`).
+
+    raw has the type of the other parameters: Megatron's mixed precision takes a model of one type,
+    and its checkpoints rely on that. In bf16 c is then one of values 0.4% apart, the same in all
+    that the expert computes; what it learns in smaller steps adds up in the optimizer's fp32 copy.
+    """
 
     def __init__(self, config: TransformerConfig, index: int, tp_group: ProcessGroup) -> None:
         super().__init__()
@@ -45,4 +68,4 @@ class ExpertCurvature(torch.nn.Module):
 
     def forward(self) -> Tensor:
         """The curvature `[1]`, in at least fp32."""
-        return F.softplus(at_least_fp32(self.raw))
+        return _Bounded.apply(F.softplus(at_least_fp32(self.raw)))

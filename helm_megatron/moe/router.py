@@ -18,15 +18,22 @@ class MiceRouter(TopKRouter):
     With `mice_routing="reference"` the released rule, which differs in three points: a softmax
     score is selected with the bias too and not renormalized; a group's score is the sum of its
     two best biased scores; the balance loss counts the experts that were really chosen.
+
+    With `mice_bias_update="proportional"` the bias is moved by `moe.bias`, not by Megatron.
     """
 
     def __init__(self, config: TransformerConfig, **kwargs: Any) -> None:
         super().__init__(config=config, **kwargs)
+        self.moves_bias_in_proportion = config.helm.mice_bias_update == "proportional"
         if config.helm.mice_routing == "reference" and self.expert_bias is None:
             # Megatron offers the bias for sigmoid scores only.
-            del self.expert_bias
+            del self.expert_bias, self.local_tokens_per_expert
             zeros = torch.zeros(config.num_moe_experts, device=self.weight.device)
             self.register_buffer("expert_bias", zeros)
+            self.register_buffer("local_tokens_per_expert", zeros.clone(), persistent=False)
+            self.enable_expert_bias = self.moves_bias_in_proportion
+        if self.moves_bias_in_proportion:
+            self.frozen_expert_bias = True  # for Megatron's own update
 
     def routing(self, logits: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits `[s, b, experts]` to combination weights and routing map, `[s*b, experts]`."""
@@ -66,11 +73,3 @@ class MiceRouter(TopKRouter):
             dropped = torch.ones_like(group_scores, dtype=torch.bool).scatter(1, kept, False)
             biased = by_group.masked_fill(dropped.unsqueeze(-1), -torch.inf).flatten(1)
         return biased.topk(self.topk, dim=-1).indices
-
-
-def reference_bias_update(bias: Tensor, counts: Tensor, rate: float) -> Tensor:
-    """The released step of the selection bias `[experts]`, after the choices `counts` of a batch.
-
-    In proportion to how far an expert's share is from an equal one; Megatron takes the sign only.
-    """
-    return bias + rate * (1 / counts.numel() - counts / counts.sum())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from helm_megatron.geometry import lorentz
+from helm_megatron.optim import rows
 
 
 class RiemannianAdam(torch.optim.Optimizer):
@@ -28,6 +29,7 @@ class RiemannianAdam(torch.optim.Optimizer):
         c: curvature parameter of the table's hyperboloid, a number or a tensor of one.
         weight_decay: decay * (x_t^2 + |x_s|^2) / 2 is added to the loss, as in the release.
         amsgrad: divide by the largest second moment seen.
+        retraction: step straight in the space chart, x_s + u_s, instead of along the geodesic.
         min_norm: lower bound on the norm inside the exponential map. The release has 1e-4, with
             which every row, even one that no token used, moves outward by 5e-9 of itself per step;
             only a comparison with it needs that.
@@ -46,6 +48,7 @@ class RiemannianAdam(torch.optim.Optimizer):
         c: float | Tensor = 1.0,
         weight_decay: float = 0.0,
         amsgrad: bool = False,
+        retraction: bool = False,
         min_norm: float = 0.0,
     ) -> None:
         defaults = {
@@ -55,6 +58,7 @@ class RiemannianAdam(torch.optim.Optimizer):
             "c": c,
             "weight_decay": weight_decay,
             "amsgrad": amsgrad,
+            "retraction": retraction,
             "min_norm": min_norm,
         }
         super().__init__(params, defaults)
@@ -91,30 +95,30 @@ class RiemannianAdam(torch.optim.Optimizer):
                 "RiemannianAdam: sparse gradient; use nn.Embedding(sparse=False) for this table"
             )
         state = self.state[x]
-        point = lorentz.at_least_fp32(x)
-        grad = grad.to(point.dtype)
+        point = lorentz.at_least_fp32(x.detach())
+        grad = grad.to(point.dtype, copy=True)
         if not state:
-            rows = point.new_zeros(*point.shape[:-1], 1)
+            second = point.new_zeros(*point.shape[:-1], 1)
             state["exp_avg"] = torch.zeros_like(point)
-            state["exp_avg_sq"] = rows
+            state["exp_avg_sq"] = second
             if group["amsgrad"]:
-                state["max_exp_avg_sq"] = rows.clone()
+                state["max_exp_avg_sq"] = second.clone()
         if group["weight_decay"]:
             # x_t^2 = |x_s|^2 + c, so the time coordinate doubles the gradient.
-            grad = grad + 2 * group["weight_decay"] * point
-
-        beta1, beta2 = group["betas"]
-        c = group["c"]
-        rgrad = lorentz.riemannian_grad(point, grad, c)
-        momentum = state["exp_avg"].lerp_(rgrad, 1 - beta1)
-        # <rgrad, rgrad> in the metric of the chart, which rgrad has the inverse of.
-        norm2 = (grad * rgrad).sum(-1, keepdim=True)
-        second = state["exp_avg_sq"].lerp_(norm2, 1 - beta2)
-        if group["amsgrad"]:
-            second = torch.maximum(state["max_exp_avg_sq"], second, out=state["max_exp_avg_sq"])
-
-        corrected = (second / (1 - beta2 ** group["step"])).sqrt()
-        rate = group["lr"] / (1 - beta1 ** group["step"]) / (corrected + group["eps"])
-        target = lorentz.expmap(point, -rate * momentum, c, group["min_norm"])
-        momentum.copy_(lorentz.transport(point, target, momentum, c))
-        x.copy_(target)
+            grad.add_(point, alpha=2 * group["weight_decay"])
+        c = float(group["c"])
+        rule = rows.Rule(
+            group["lr"],
+            *group["betas"],
+            group["eps"],
+            group["step"],
+            c,
+            group["retraction"],
+            group["min_norm"],
+        )
+        moments = [state[name].flatten(0, -2) for name in ("exp_avg", "exp_avg_sq")]
+        highest = state["max_exp_avg_sq"].flatten(0, -2) if group["amsgrad"] else None
+        table, gradients = point.flatten(0, -2), grad.flatten(0, -2)
+        rows.to_frame_(table, gradients, c)
+        rows.step_(table, gradients, *moments, rule, highest)
+        x.copy_(table.view_as(x))

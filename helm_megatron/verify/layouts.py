@@ -15,8 +15,6 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state as ps
 from megatron.core import tensor_parallel
-from megatron.core.distributed import finalize_model_grads
-from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.moe.moe_logging import destroy_moe_metrics_tracker
 from megatron.training.argument_utils import gpt_config_from_args
@@ -24,6 +22,8 @@ from megatron.training.training import get_megatron_ddp_config, get_megatron_opt
 
 from helm_megatron.arguments import config_from_args
 from helm_megatron.builder import HelmModelConfig
+from helm_megatron.moe.bias import finalize
+from helm_megatron.optim.joined import get_optimizer
 from helm_megatron.verify import compare
 from helm_megatron.verify.compare import Job
 
@@ -86,7 +86,7 @@ def process_groups(args: Namespace) -> Iterator[None]:
 def job(args: Namespace, count: int) -> Job:
     """This rank's part of the run that the flags describe, with `count` microbatches a batch."""
     config = config_from_args(args)
-    config.finalize_model_grads_func = finalize_model_grads
+    config.finalize_model_grads_func = finalize
     model_config = gpt_config_from_args(args, config, HelmModelConfig)
     builder = model_config.get_builder_cls()(model_config)
     with contextlib.redirect_stdout(io.StringIO()):  # it counts parameters
@@ -105,7 +105,7 @@ def job(args: Namespace, count: int) -> Job:
     def make_optimizer() -> Any:
         optimizer_config, overrides = get_megatron_optimizer_config(args)
         vars(optimizer_config).update(OPTIMIZER)
-        optimizer = get_megatron_optimizer(
+        optimizer = get_optimizer(
             optimizer_config,
             chunks,
             config_overrides=overrides,

@@ -172,12 +172,20 @@ MICE_REFERENCE = Model(
         **SPREAD,
         "mice_combine": "reference",
         "mice_routing": "reference",
+        "mice_bias_update": "proportional",
         "mice_learn_curvature": False,
     },
     latent=True,
 )
 # Megatron's own routing takes softmax and sigmoid in fp32, the released rule in the logits' type.
 _FP64 = {"dtype": "float64", "own_loss": True, "training_steps": 0}
+# Points in rows that the distributed optimizer's shards cut: they end at multiples of 64.
+HELM_D_POINTS = Model(
+    "helm-d-points",
+    {**BASE, "hidden_size": 20, "kv_channels": 4},
+    {**CURVED, "embedding": "lorentz", "embedding_curvature": 0.6, "embedding_lr_mult": 2.0},
+    training_steps=8,
+)
 HELM_D_FP64 = Model("helm-d-fp64", HELM_D.config, HELM_D.helm, **_FP64)
 MICE_FP64 = Model(
     "mice-fp64",
@@ -197,6 +205,9 @@ PP4 = Layout("pp4", 4, pipeline=4)
 TP4_SP = Layout("tp4-sp", 4, tensor=4, sequence=True)
 DP2 = Layout("dp2", 2)
 DP2_OPTIMIZER = Layout("dp2-distributed-optimizer", 2, distributed_optimizer=True)
+DP4_OPTIMIZER = Layout("dp4-distributed-optimizer", 4, distributed_optimizer=True)
+TP2_DP2_OPTIMIZER = Layout("tp2-dp2-distributed-optimizer", 4, tensor=2, distributed_optimizer=True)
+TP4 = Layout("tp4", 4, tensor=4)
 DP2_OVERLAP = Layout(
     "dp2-distributed-optimizer-overlap", 2, distributed_optimizer=True, overlap=True
 )

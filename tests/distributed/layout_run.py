@@ -20,9 +20,8 @@ from megatron.core import tensor_parallel  # noqa: E402
 from megatron.core.distributed import (  # noqa: E402
     DistributedDataParallel,
     DistributedDataParallelConfig,
-    finalize_model_grads,
 )
-from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer  # noqa: E402
+from megatron.core.optimizer import OptimizerConfig  # noqa: E402
 from megatron.core.tensor_parallel.mappings import (  # noqa: E402
     gather_from_tensor_model_parallel_region,
 )
@@ -33,7 +32,9 @@ from megatron.core.utils import get_batch_on_this_cp_rank  # noqa: E402
 from helm_megatron.config import HelmConfig, attach  # noqa: E402
 from helm_megatron.layers.context_parallel import gather_sequence  # noqa: E402
 from helm_megatron.model import build_model  # noqa: E402
+from helm_megatron.moe.bias import finalize  # noqa: E402
 from helm_megatron.moe.experts import MiceExperts  # noqa: E402
+from helm_megatron.optim.joined import get_optimizer  # noqa: E402
 from helm_megatron.verify import compare as verify  # noqa: E402
 
 
@@ -82,13 +83,15 @@ def build(model: Model, layout: Layout) -> list[DistributedDataParallel]:
         expert_tensor_parallel_size=layout.expert_tensor,
         sequence_parallel=layout.sequence,
         moe_token_dispatcher_type=layout.dispatcher,
-        finalize_model_grads_func=finalize_model_grads,
+        finalize_model_grads_func=finalize,
     )
     attach(config, HelmConfig(**model.helm))
     ddp_config = DistributedDataParallelConfig(
         use_distributed_optimizer=layout.distributed_optimizer,
         overlap_grad_reduce=layout.overlap,
         overlap_param_gather=layout.overlap,
+        # Several buckets, which only overlapped reduction has.
+        bucket_size=1500 if layout.overlap else None,
     )
     chunks = []
     for stage in range(layout.virtual) if layout.virtual else [None]:
@@ -141,7 +144,7 @@ def job(model: Model, layout: Layout) -> verify.Job:
     return verify.Job(
         chunks,
         lambda step: loss_and_gradients(model, chunks, step),
-        lambda: get_megatron_optimizer(config, chunks),
+        lambda: get_optimizer(config, chunks),
         model.training_steps,
     )
 
@@ -196,6 +199,14 @@ def save_weights(rank: int, model: Model, layout: Layout, directory: Path) -> No
         chunks = build(model, layout)
         verify.perturb(chunks)
         verify.save(chunks, directory / "weights")
+
+
+def cut_rows(rank: int, model: Model, layout: Layout, store: Path) -> list[int]:
+    """The rows of the table of points that the shards of the distributed optimizer cut."""
+    with layout_of(rank, layout, store):
+        chain = job(model, layout).make_optimizer()
+        tables = [t for each in chain.chained_optimizers for t in each.optimizer.tables]
+        return [row for table in tables for row in table.shard.cut]
 
 
 def save_again(rank: int, model: Model, layout: Layout, directory: Path, again: Path) -> None:

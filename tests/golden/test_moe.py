@@ -10,7 +10,7 @@ from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 from released import DEVICE, record_balance_losses, routing
 from torch import Tensor
 
-from helm_megatron.moe.router import reference_bias_update
+from helm_megatron.moe.bias import reference_bias_update
 
 pytestmark = pytest.mark.usefixtures("one_process")
 

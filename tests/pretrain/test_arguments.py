@@ -73,6 +73,18 @@ REFUSED = {
         *DENSE, *MICE, "--moe-router-load-balancing-type", "seq_aux_loss", "--sequence-parallel",
         "--tensor-model-parallel-size", 2, "--dataloader-inter-document-masking",
     ],
+    "--optimizer": [*DENSE, "--helm-embedding", "lorentz", "--optimizer", "sgd"],
+    "--untie-embeddings-and-output-weights": [
+        *without(DENSE, "--untie-embeddings-and-output-weights"), "--helm-embedding", "lorentz"
+    ],
+    "--optimizer-cpu-offload": [
+        *DENSE, "--helm-embedding", "lorentz", "--optimizer-cpu-offload"
+    ],
+    "--decoupled-lr": [
+        *DENSE, "--helm-embedding", "lorentz", "--decoupled-lr", 1, "--embedding-lr-mult", 2
+    ],
+    "--curvature-lr-mult": [*DENSE, "--curvature-lr-mult", -1],
+    "--mice-bias-update": [*DENSE, *MICE, "--mice-bias-update", "proportional"],
     "--hidden-size": without(DENSE, "--hidden-size", 1),
 }  # fmt: skip
 
@@ -85,7 +97,19 @@ def test_refused_in_one_line_that_names_the_flag(flag):
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("flags", [DENSE, [*DENSE, *MICE]])
+POINTS = ["--helm-embedding", "lorentz", "--embedding-lr-mult", 2, "--optimizer"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        DENSE,
+        [*DENSE, *MICE],
+        [*DENSE, *POINTS, "adam"],
+        [*DENSE, *POINTS, "sgd", "--embedding-optimizer", "adam"],
+        [*DENSE, *MICE, "--mice-bias-update", "proportional", "--mice-routing", "reference"],
+    ],
+)
 @pytest.mark.parametrize("geometry", ["lorentz", "euclidean"])
 def test_good_flags_pass(flags, geometry):
     check_args(parse(*flags, "--geometry", geometry))

@@ -1,0 +1,156 @@
+"""Riemannian Adam on rows: tables `[rows, d]` of space coordinates of points of L_c.
+
+A gradient is kept "in the frame": multiplied by the inverse root of the metric, I - x x^T / x_t^2,
+it has as its ordinary norm the Riemannian norm of the gradient, so whatever clips ordinary
+gradients clips this one rightly. Multiplying once more gives the Riemannian gradient.
+
+All that one step does to a row are six inner products and two sums, x' = a x + b m for the point
+and m' = e m + f x for the momentum, since the step, the geodesic and the transported momentum lie
+in the plane of x and m.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from helm_megatron.geometry import lorentz
+
+# Rows are worked off in portions of so many entries, which a core's cache holds.
+_CPU_PORTION = 1 << 16
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One step's hyperparameters; `step` counts from 1, `c` is the curvature parameter.
+
+    `retraction`: move to x + u in the space chart instead of along the geodesic. `min_norm` bounds
+    the norm inside the exponential map from below.
+    """
+
+    lr: float | Tensor
+    beta1: float
+    beta2: float
+    eps: float
+    step: int
+    c: float
+    retraction: bool = False
+    min_norm: float = 0.0
+
+
+def to_frame_(x: Tensor, grad: Tensor, c: float) -> None:
+    """Turn the gradient by space coordinates into that in the frame at x, in place."""
+
+    def work(x: Tensor, grad: Tensor) -> None:
+        grad.addcmul_(x, _root(_dot(x, x), c) * _dot(x, grad))
+
+    _each_busy(lambda x, grad: _dot(grad, grad) != 0, work, [x, grad])
+
+
+def step_(
+    x: Tensor,
+    grad: Tensor,
+    momentum: Tensor,
+    second: Tensor,
+    rule: Rule,
+    highest: Tensor | None = None,
+) -> None:
+    """Take one step of the points x, in place; x, momentum, second and highest change.
+
+    Args:
+        x, grad, momentum: `[rows, d]`; the gradient in the frame.
+        second: the second moment, one number a row as `[rows, 1]`, or `[rows, d]` of equal columns.
+        highest: of the second moments so far, likewise, to divide by it instead (AMSGrad).
+
+    A row that never had a gradient is not worked on; the formulas would leave it as it is.
+    """
+    tables = [x, grad, momentum, second] + ([] if highest is None else [highest])
+
+    def busy(x: Tensor, grad: Tensor, momentum: Tensor, second: Tensor, *_: Tensor) -> Tensor:
+        # A lower bound on the norm moves every row.
+        return (_dot(grad, grad) != 0) | (second[:, :1] != 0) | (rule.min_norm > 0)
+
+    _each_busy(busy, lambda *rows: _step_rows(*rows, rule=rule), tables)
+
+
+def _step_rows(
+    x: Tensor, h: Tensor, m: Tensor, second: Tensor, highest: Tensor | None = None, *, rule: Rule
+) -> None:
+    c, beta1, beta2 = rule.c, rule.beta1, rule.beta2
+    xx = _dot(x, x)
+    m.mul_(beta1).add_(h, alpha=1 - beta1).addcmul_(x, (1 - beta1) * _root(xx, c) * _dot(x, h))
+    v = second[:, :1].lerp(_dot(h, h), 1 - beta2)
+    second.copy_(v)
+    if highest is not None:
+        v = torch.maximum(highest[:, :1], v)
+        highest.copy_(v)
+    rate = rule.lr / (1 - beta1**rule.step)
+    rate = rate / ((v / (1 - beta2**rule.step)).sqrt() + rule.eps)
+    xm, mm = _dot(x, m), _dot(m, m)
+    a, b, e, f = (_straight if rule.retraction else _geodesic)(xx, xm, mm, rate, rule)
+    old = x.clone()
+    x.mul_(a).addcmul_(m, b)
+    m.mul_(e).addcmul_(old, f)
+
+
+Coefficients = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def _geodesic(xx: Tensor, xm: Tensor, mm: Tensor, rate: Tensor, rule: Rule) -> Coefficients:
+    """Of x' = exp_x(-rate m) and of m moved in parallel to x'."""
+    c = rule.c
+    # <m,m> of the tangent vector; rounding must not make it negative.
+    norm2 = (mm - xm * xm / (xx + c)).clamp_min(0)
+    q = (rate * rate * norm2).clamp_min(rule.min_norm**2) / c
+    cosh, sinhc = lorentz.cosh_sinhc(q)
+    return cosh, -rate * sinhc, cosh, -rate * sinhc * norm2 / c
+
+
+def _straight(xx: Tensor, xm: Tensor, mm: Tensor, rate: Tensor, rule: Rule) -> Coefficients:
+    """Of x' = x - rate m in the space chart, and of m moved in parallel from x to x'.
+
+    That is m + <x',m> / (c - <x,x'>) (x + x'), with the differences x' - x written out.
+    """
+    c = rule.c
+    x_t = (xx + c).sqrt()
+    moved = rate * (rate * mm - 2 * xm)
+    time_step = moved / ((xx + moved + c).clamp_min(0).sqrt() + x_t)
+    product = -time_step * xm / x_t - rate * mm
+    chord2 = rate * rate * mm - time_step * time_step
+    share = product / (2 * c + chord2 / 2)
+    return torch.ones_like(rate), -rate, 1 - share * rate, 2 * share
+
+
+def _root(xx: Tensor, c: float) -> Tensor:
+    """The k with (I + k x x^T)^2 = I + x x^T / c, for |x|^2 = xx."""
+    return 1 / (c * ((1 + xx / c).sqrt() + 1))
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(-1, keepdim=True)
+
+
+def _each_busy(
+    busy: Callable[..., Tensor], work: Callable[..., None], tables: list[Tensor]
+) -> None:
+    """Call `work` on the busy rows of the tables, portion by portion; it changes them in place."""
+    for portion in _portions(tables[0]):
+        rows = [table[portion] for table in tables]
+        mask = busy(*rows).squeeze(-1)
+        indices = mask.nonzero().squeeze(-1)
+        if len(indices) == len(mask):
+            work(*rows)
+        elif len(indices):
+            chosen = [table[indices] for table in rows]
+            work(*chosen)
+            for table, changed in zip(rows, chosen, strict=True):
+                table[indices] = changed
+
+
+def _portions(table: Tensor) -> Iterator[slice]:
+    rows, width = table.shape
+    size = max(1, _CPU_PORTION // max(width, 1)) if table.device.type == "cpu" else max(rows, 1)
+    return (slice(start, start + size) for start in range(0, rows, size))
