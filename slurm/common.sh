@@ -76,18 +76,19 @@ launch_command() {
     esac
 }
 
-# Run a command line as a job step, or print it where DRY_RUN=1. It runs in the background, so that
-# traps run at once; its exit code is in step_status.
+# Run the command line $2... as a job step with its output in file $1, or print it where DRY_RUN=1.
+# It runs in the background, so that traps run at once; its exit code is in step_status.
 step_status=0
 run_step() {
+    local output=$1 step
+    shift
     if ((DRY_RUN)); then
         printf '%q ' "$@"
         echo
-        step_status=0
         return
     fi
-    "$@" </dev/null &
-    local step=$!
+    "$@" </dev/null >>"$output" 2>&1 &
+    step=$!
     while true; do
         step_status=0
         wait "$step" || step_status=$?
