@@ -10,7 +10,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from importlib import metadata
-from itertools import chain
 from pathlib import Path
 
 import torch

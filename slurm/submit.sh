@@ -6,7 +6,7 @@
 #     --inputs LIST             file that names JSONL files, a line each: tokenize them first ...
 #     --data-prefix PREFIX      ... into this dataset, and train on it
 #     --array-tasks N           ... in so many tasks (default: 8, or the number of files)
-#     --evaluate TASKS          evaluate by these tasks of lm-eval after training
+#     --evaluate FLAGS          then evaluate, by flags of tools/evaluate.py: "--tasks offline"
 #     --preprocess-sbatch ARGS, --pretrain-sbatch ARGS, --evaluate-sbatch ARGS
 #                               options of sbatch for each of the jobs, such as "--nodes 4"
 #
@@ -25,7 +25,7 @@ usage() {
     exit "$1"
 }
 
-recipe='' inputs='' prefix='' tasks='' array_tasks=8
+recipe='' inputs='' prefix='' array_tasks=8 evaluation=()
 preprocess_options=() pretrain_options=() evaluate_options=()
 while (($# > 0)); do
     case $1 in
@@ -35,7 +35,7 @@ while (($# > 0)); do
         --inputs) inputs=$2 ;;
         --data-prefix) prefix=$2 ;;
         --array-tasks) array_tasks=$2 ;;
-        --evaluate) tasks=$2 ;;
+        --evaluate) read -ra evaluation <<<"$2" ;;
         --preprocess-sbatch) read -ra preprocess_options <<<"$2" ;;
         --pretrain-sbatch) read -ra pretrain_options <<<"$2" ;;
         --evaluate-sbatch) read -ra evaluate_options <<<"$2" ;;
@@ -84,8 +84,8 @@ fi
 job=$(sbatch --parsable "${after[@]}" "${pretrain_options[@]}" \
     slurm/pretrain.sbatch "$recipe" "${flags[@]}")
 echo "train: job ${job%%;*}"
-if [[ -n $tasks ]]; then
+if ((${#evaluation[@]} > 0)); then
     job=$(sbatch --parsable --dependency="afterok:${job%%;*}" --kill-on-invalid-dep=yes \
-        "${evaluate_options[@]}" slurm/convert_and_evaluate.sbatch "$recipe" --tasks "$tasks")
+        "${evaluate_options[@]}" slurm/convert_and_evaluate.sbatch "$recipe" "${evaluation[@]}")
     echo "evaluate: job ${job%%;*}"
 fi
