@@ -2,7 +2,7 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.helm-megatron-installed
-SHELL_SCRIPTS = .ci/run $(shell find examples tools -name '*.sh')
+SHELL_SCRIPTS = .ci/run $(shell find examples tools slurm -name '*.sh' -o -name '*.sbatch')
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test lint clean
@@ -13,7 +13,8 @@ help:  ## Show this list
 quickstart: $(INSTALLED)  ## Train, export and evaluate a small HELM-MiCE on this machine
 	@PYTHON=$(PYTHON) examples/quickstart.sh
 
-test: lint  ## Lint, then run every test
+test: lint  ## Lint, then run every test; as root on Debian, installs SLURM for its own
+	@tools/install_slurm.sh
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest
 
 lint: $(INSTALLED)  ## Check style, types and shell scripts
@@ -21,6 +22,7 @@ lint: $(INSTALLED)  ## Check style, types and shell scripts
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 	$(VENV)/bin/shellcheck $(SHELL_SCRIPTS)
+	$(VENV)/bin/hadolint docker/Dockerfile
 
 clean:  ## Remove caches and the quickstart's output; .venv stays
 	rm -rf runs/quickstart .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -6,12 +6,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from helm_megatron import doctor
 from helm_megatron.checks import ArgumentError
 from helm_megatron.plan import command as plan
 
 # Each adds its parser with `add_parser(subparsers)` and sets `run`, a function of the parsed
 # options that returns the exit code. None imports torch before it runs.
-SUBCOMMANDS = (plan,)
+SUBCOMMANDS = (doctor, plan)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "plan": {
         *("arguments", "builder", "checks", "layers", "platform", "pretrain", "specs", "verify"),
     },
-    "cli": {"checks", "plan"},
+    "cli": {"checks", "doctor", "plan"},
     "verify": {"arguments", "builder", "checks", "model", "moe", "optim", "platform", "pretrain"},
 }
 
