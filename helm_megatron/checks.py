@@ -7,10 +7,9 @@ import importlib.util
 import math
 from collections.abc import Iterator
 
+from helm_megatron.config import CURVATURES
 from helm_megatron.data.blend import prefixes_of
 from helm_megatron.data.errors import DataError
-
-from helm_megatron.config import CURVATURES
 
 # Flags of Megatron's that would be ignored or fail late: attribute, its harmless value, and why.
 _UNSUPPORTED = {
