@@ -1,4 +1,4 @@
-"""docs/from-the-helm-release.md: every option of the README there, and only flags that exist here."""
+"""docs/from-the-helm-release.md: every option of the README there, only flags that exist."""
 
 import argparse
 import re
