@@ -21,6 +21,15 @@ MAY_IMPORT = {
     "model": {"geometry", "config", "layers", "moe", "specs"},
     "builder": {"model"},
     "arguments": {"config"},
+    "hf": {
+        "analysis",
+        "arguments",
+        "builder",
+        "checkpoint",
+        "data",
+        "pretrain",
+        "specs",
+    },
     "verify": {"arguments", "builder", "checks", "model", "platform", "pretrain"},
 }
 
@@ -50,6 +59,17 @@ def test_imports_run_one_way(part):
 def test_geometry_is_pure_torch():
     for path in (ROOT / "helm_megatron" / "geometry").glob("*.py"):
         assert "megatron" not in path.read_text().replace("helm_megatron", "")
+
+
+def test_what_travels_with_a_checkpoint_imports_only_torch_and_transformers():
+    for path in (ROOT / "helm_megatron" / "hf").glob("*_helm.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names = [f"helm.{n}" for n in names] if getattr(node, "level", 0) else names
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            roots = {name.split(".")[0] for name in names}
+            assert roots <= {"helm", "math", "torch", "transformers"}, path
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
