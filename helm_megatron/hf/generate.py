@@ -51,7 +51,7 @@ def generate(
         ConversionError: the folder has no tokenizer, or a prompt has no tokens.
     """
     if not (folder / "tokenizer_config.json").is_file():
-        raise ConversionError(f"{folder} has no tokenizer: the model was trained on numbers")
+        raise ConversionError("the model has no tokenizer: it was trained on numbers")
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     model = HelmForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
     batch = tokenizer(list(prompts), padding=True, return_tensors="pt").to(device)
