@@ -22,6 +22,15 @@ MAY_IMPORT = {
     "builder": {"model"},
     "arguments": {"config"},
     "evaluation": set(),
+    "hf": {
+        "analysis",
+        "arguments",
+        "builder",
+        "checkpoint",
+        "data",
+        "pretrain",
+        "specs",
+    },
     "verify": {"arguments", "builder", "checks", "model", "platform", "pretrain"},
 }
 
@@ -56,6 +65,17 @@ def test_geometry_is_pure_torch():
 def test_evaluation_tasks_stand_alone():
     """Where helm_megatron is not installed, lm-eval reads them from their folder."""
     assert not imported_parts(ROOT / "helm_megatron" / "evaluation" / "tasks" / "data.py")
+
+
+def test_what_travels_with_a_checkpoint_imports_only_torch_and_transformers():
+    for path in (ROOT / "helm_megatron" / "hf").glob("*_helm.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names = [f"helm.{n}" for n in names] if getattr(node, "level", 0) else names
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            roots = {name.split(".")[0] for name in names}
+            assert roots <= {"helm", "math", "torch", "transformers"}, path
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import math
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig
 
 from helm_megatron.hf import mapping, tensor_files
+from helm_megatron.hf.card import write_card
 from helm_megatron.hf.configuration_helm import HelmConfig
 from helm_megatron.hf.modeling_helm import HelmForCausalLM
 from helm_megatron.hf.text import Text
@@ -55,6 +58,8 @@ class Source:
     text: Text
     # Its logits of tokens `[b, s]`, in fp32.
     logits: Callable[[Tensor], Tensor]
+    # The arguments of its training run, for the model card.
+    run: argparse.Namespace | None = None
 
 
 def export(
@@ -63,9 +68,13 @@ def export(
     *,
     verify: bool = True,
     max_shard_bytes: int = MAX_SHARD_BYTES,
-    card: str | None = None,
+    tensorboard: Path | None = None,
+    evaluation: Path | None = None,
 ) -> None:
     """Write a model as a Hugging Face folder, which appears only when it is complete.
+
+    The model card tells the losses in the `tensorboard` folder (that of the run, if not given) and
+    the `evaluation` of lm-eval.
 
     Raises:
         ConversionError, MappingError, TensorFileError, CheckpointError: nothing was written.
@@ -74,8 +83,7 @@ def export(
         _write_tensors(source, staging, max_shard_bytes)
         write_config(source.config, staging)
         source.text.save(staging)
-        if card is not None:
-            (staging / "README.md").write_text(card)
+        _write_card(source, staging, tensorboard, evaluation)
         if verify:
             tokens = source.text.sample(source.config)
             compare(source.name, source.logits(tokens), str(folder), hf_logits(staging, tokens))
@@ -108,6 +116,18 @@ def _write_tensors(source: Source, folder: Path, max_shard_bytes: int) -> None:
         for row in tqdm(rows, "parameters", file=sys.stderr, disable=None)
     )
     tensor_files.write(folder, groups, values, max_shard_bytes)
+
+
+def _write_card(
+    source: Source, folder: Path, tensorboard: Path | None, evaluation: Path | None
+) -> None:
+    count = sum(math.prod(shape) for shape in shapes_of(source.config).values())
+    logged = tensorboard or getattr(source.run, "tensorboard_dir", None)
+    logs = Path(logged) if logged else None
+    try:
+        write_card(folder, source.config, source.name, count, source.run, logs, evaluation)
+    except ValueError as error:
+        raise ConversionError(str(error)) from error
 
 
 def _wrong_shape(source: Source, name: str) -> ConversionError:

@@ -72,6 +72,7 @@ def megatron(load: Path, *, step: int | None = None, tokenizer_model: str | None
         lambda tokens: in_megatron.logits(
             in_fp32, in_megatron.from_checkpoint(folder), tokens, vocab_size
         ),
+        args,
     )
 
 

@@ -67,6 +67,14 @@ def test_greedy_with_cache_is_greedy_without(model, tmp_path):
     assert torch.equal(cached[2:, 6:], alone), "padding on the left changed the text"
 
 
+def test_device_map(tmp_path):
+    pytest.importorskip("accelerate")
+    hf = models.exported(tmp_path / "hf", models.cases.MICE)
+    mapped = models.HelmForCausalLM.from_pretrained(tmp_path / "hf", device_map="auto")
+    with torch.no_grad():
+        assert_close(mapped(tokens()).logits.cpu(), hf(tokens()).logits)
+
+
 @pytest.mark.parametrize("model", LATENT, ids=lambda model: model.name)
 def test_the_cache_holds_latents(model, tmp_path):
     """Per token and layer: the latent, the rotary key, two times a head; nothing else."""

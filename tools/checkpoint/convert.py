@@ -63,6 +63,12 @@ def parse_args() -> argparse.Namespace:
         help="with a Llama-shaped --from hf: how near to the flat origin the HELM-D starts "
         "(default: %(default)g; docs/huggingface.md)",
     )
+    parser.add_argument(
+        "--tensorboard-dir", type=Path, help="losses for the model card (default: the run's)"
+    )
+    parser.add_argument(
+        "--evaluation", type=Path, help="results file of lm-eval, for the model card"
+    )
     parser.add_argument("--no-verify", action="store_true", help="do not compare logits")
     return parser.parse_args()
 
@@ -80,7 +86,14 @@ def to_hf(args: argparse.Namespace) -> None:
     else:
         source = sources.release(args.load, args.release_config, tokenizer=args.tokenizer_model)
     max_shard_bytes = int(args.max_shard_size * 1e9)
-    convert.export(source, args.save, verify=not args.no_verify, max_shard_bytes=max_shard_bytes)
+    convert.export(
+        source,
+        args.save,
+        verify=not args.no_verify,
+        max_shard_bytes=max_shard_bytes,
+        tensorboard=args.tensorboard_dir,
+        evaluation=args.evaluation,
+    )
 
 
 def to_megatron(args: argparse.Namespace) -> None:
