@@ -117,6 +117,7 @@ if [[ ! $HF/config.json -nt $RUN_DIR/checkpoints/latest_checkpointed_iteration.t
     rm -rf "$HF"
     run_quietly export "$PYTHON" tools/checkpoint/convert.py --from megatron --to hf \
         --load "$RUN_DIR/checkpoints" --save "$HF"
+    grep '^logits' "$RUN_DIR/export.log"
 fi
 
 step 7/8 "What it writes"
