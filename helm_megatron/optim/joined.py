@@ -70,7 +70,7 @@ class PointsMixin:
             c, shard, x = table.c, table.shard, self._entries(table)
             mine = None if x is None else [x, _gradient(x)]
             if mine is not None:
-                rows.to_frame_(*map(shard.whole, mine), c)
+                rows.to_frame_(shard.whole(mine[0]), shard.whole(mine[1]), c)
             if shard.cut:
                 points, gradients = shard.gather_cut(mine, 2, torch.cuda.current_device())
                 rows.to_frame_(points, gradients, c)
@@ -95,11 +95,11 @@ class PointsMixin:
                 if name not in state:
                     state[name] = torch.zeros_like(x)
             mine = [x.detach(), _gradient(x), state["exp_avg"], state["exp_avg_sq"]]
-            rows.step_(*map(shard.whole, mine), rule=self._rule(table))
+            rows.step_([shard.whole(tensor) for tensor in mine], self._rule(table))
         if shard.cut:
             cut = shard.gather_cut(mine, 4, torch.cuda.current_device())
             if mine is not None:
-                rows.step_(*cut, rule=self._rule(table))
+                rows.step_(cut, self._rule(table))
                 for changed, tensor in zip(cut, mine, strict=True):
                     shard.put_cut(changed, tensor)
 

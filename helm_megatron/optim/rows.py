@@ -11,7 +11,8 @@ in the plane of x and m.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,34 +51,26 @@ def to_frame_(x: Tensor, grad: Tensor, c: float) -> None:
     _each_busy(lambda x, grad: _dot(grad, grad) != 0, work, [x, grad])
 
 
-def step_(
-    x: Tensor,
-    grad: Tensor,
-    momentum: Tensor,
-    second: Tensor,
-    rule: Rule,
-    highest: Tensor | None = None,
-) -> None:
-    """Take one step of the points x, in place; x, momentum, second and highest change.
+def step_(tables: Sequence[Tensor], rule: Rule) -> None:
+    """Take one step of points, in place.
 
     Args:
-        x, grad, momentum: `[rows, d]`; the gradient in the frame.
-        second: the second moment, one number a row as `[rows, 1]`, or `[rows, d]` of equal columns.
-        highest: of the second moments so far, likewise, to divide by it instead (AMSGrad).
+        tables: x, gradient in the frame, momentum, all `[rows, d]`; the second moment, one number a
+            row as `[rows, 1]`, or `[rows, d]` of equal columns; and, to divide by it instead
+            (AMSGrad), the highest so far, likewise. All but the gradient change.
 
     A row that never had a gradient is not worked on; the formulas would leave it as it is.
     """
-    tables = [x, grad, momentum, second] + ([] if highest is None else [highest])
 
     def busy(x: Tensor, grad: Tensor, momentum: Tensor, second: Tensor, *_: Tensor) -> Tensor:
         # A lower bound on the norm moves every row.
         return (_dot(grad, grad) != 0) | (second[:, :1] != 0) | (rule.min_norm > 0)
 
-    _each_busy(busy, lambda *rows: _step_rows(*rows, rule=rule), tables)
+    _each_busy(busy, functools.partial(_step_rows, rule), tables)
 
 
 def _step_rows(
-    x: Tensor, h: Tensor, m: Tensor, second: Tensor, highest: Tensor | None = None, *, rule: Rule
+    rule: Rule, x: Tensor, h: Tensor, m: Tensor, second: Tensor, highest: Tensor | None = None
 ) -> None:
     c, beta1, beta2 = rule.c, rule.beta1, rule.beta2
     xx = _dot(x, x)
@@ -134,7 +127,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _each_busy(
-    busy: Callable[..., Tensor], work: Callable[..., None], tables: list[Tensor]
+    busy: Callable[..., Tensor], work: Callable[..., None], tables: Sequence[Tensor]
 ) -> None:
     """Call `work` on the busy rows of the tables, portion by portion; it changes them in place."""
     for portion in _portions(tables[0]):

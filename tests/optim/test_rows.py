@@ -77,7 +77,7 @@ def test_second_moment_may_fill_a_table(width: int) -> None:
     for columns in (1, width):
         x, momentum = normal(0, 9, 6), normal(1, 9, 6)
         second = normal(2, 9, 1).abs().expand(9, columns).clone()
-        rows.step_(x, normal(3, 9, 6), momentum, second, rule)
+        rows.step_([x, normal(3, 9, 6), momentum, second], rule)
         assert (second == second[:, :1]).all()
         ends.append((x, momentum))
     assert torch.equal(ends[0][0], ends[1][0]) and torch.equal(ends[0][1], ends[1][1])
