@@ -113,6 +113,5 @@ class RiemannianAdam(torch.optim.Optimizer):
         )
         names = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * group["amsgrad"]
         tables = [t.flatten(0, -2) for t in (point, grad, *(state[name] for name in names))]
-        rows.to_frame_(tables[0], tables[1], c)
-        rows.step_(tables, rule)
+        rows.step_(tables, rows.to_frame_(tables[0], tables[1], c), rule)
         x.copy_(tables[0].view_as(x))
