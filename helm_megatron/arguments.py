@@ -28,6 +28,15 @@ def add_helm_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         "--curvature", type=float, default=1.0, help="c of the hidden activations (default 1)."
     )
     group.add_argument(
+        "--layer-curvature",
+        type=float,
+        nargs="+",
+        default=None,
+        metavar="C",
+        help="c within the layers: one value, or the first and the last layer's, the others spaced "
+        "evenly (default: --curvature, which is that between layers).",
+    )
+    group.add_argument(
         "--embedding-curvature",
         type=float,
         default=None,
@@ -154,6 +163,8 @@ def helm_config_from_args(args: argparse.Namespace) -> HelmConfig:
         curvature=args.curvature,
         embedding_curvature=or_hidden(args.embedding_curvature),
         output_curvature=or_hidden(args.output_curvature),
+        layer_curvature=args.layer_curvature
+        and (args.layer_curvature[0], args.layer_curvature[-1]),
         linear_bias=not args.disable_lorentz_bias,
         residual_scale=args.residual_scale or (1.0 if mice else 4.0),
         learn_residual_scale=args.learn_residual_scale,

@@ -91,12 +91,20 @@ def _geometry_rules(args: argparse.Namespace) -> Rules:
         scale is not None and not (scale > 0 and math.isfinite(scale)),
         f"--residual-scale {scale}: must be a positive number",
     )
-    init = args.mice_curvature_init
-    shown = f"--mice-curvature-init {' '.join(map(str, init))}"
-    yield len(init) > 2, f"{shown}: takes one value, or first and last"
+    for flag in ("mice_curvature_init", "layer_curvature"):
+        values = getattr(args, flag) or []
+        shown = f"{_name(flag)} {' '.join(map(str, values))}"
+        yield len(values) > 2, f"{shown}: takes one value, or first and last"
+        yield (
+            not all(low <= value <= high for value in values),
+            f"{shown}: curvatures must be from {low:g} to {high:g}",
+        )
     yield (
-        not all(low <= value <= high for value in init),
-        f"{shown}: curvatures must be from {low:g} to {high:g}",
+        args.layer_curvature is not None
+        and args.helm_embedding == "euclidean"
+        and args.embedding_curvature not in (None, args.curvature),
+        "--layer-curvature: a euclidean table has the --curvature; drop --embedding-curvature, or "
+        "pass --helm-embedding lorentz",
     )
 
 

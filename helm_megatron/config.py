@@ -24,6 +24,8 @@ class HelmConfig:
     curvature: float = 1.0
     embedding_curvature: float = 1.0
     output_curvature: float = 1.0
+    # Of the first and of the last layer, within it; those between are spaced evenly.
+    layer_curvature: tuple[float, float] | None = None
     # Whether Lorentz linears carry a bias; Megatron's `add_bias_linear` stays off, because its
     # mixture-of-experts layers refuse it.
     linear_bias: bool = True
@@ -48,8 +50,17 @@ class HelmConfig:
 
     def expert_curvature(self, index: int, num_experts: int) -> float:
         """Initial curvature of the expert with the given global index."""
-        low, high = self.mice_curvature_init
-        return low + (high - low) * index / max(num_experts - 1, 1)
+        return _spaced(self.mice_curvature_init, index, num_experts)
+
+    def curvature_within_layer(self, index: int, num_layers: int) -> float:
+        """Curvature within the layer with the given global index, from 0."""
+        ends = self.layer_curvature
+        return self.curvature if ends is None else _spaced(ends, index, num_layers)
+
+
+def _spaced(ends: tuple[float, float], index: int, count: int) -> float:
+    low, high = ends
+    return low + (high - low) * index / max(count - 1, 1)
 
 
 def attach(config: TransformerConfig, helm: HelmConfig) -> TransformerConfig:

@@ -31,6 +31,7 @@ from megatron.core.transformer.transformer_layer import (
 )
 
 from helm_megatron.layers.attention import DotProductAttention, lorentz_attention
+from helm_megatron.layers.curved_layer import CurvedLayer, with_curvature
 from helm_megatron.layers.head import FinalProjectionNorm
 from helm_megatron.layers.latent_attention import LatentAttentionSubmodules, LatentSelfAttention
 from helm_megatron.layers.linear import (
@@ -148,15 +149,24 @@ def block_spec(
     config: TransformerConfig, vp_stage: int | None = None, pp_rank: int | None = None
 ) -> TransformerBlockSubmodules:
     """Specs of the layers of this pipeline stage, dense or MoE by `moe_layer_freq`."""
-    leaves = leaves_of(config)
-    dense = layer_spec(config, leaves, moe=False)
-    specs = [
-        layer_spec(config, leaves, moe=True) if is_moe else dense for is_moe in moe_pattern(config)
-    ]
+    pattern = moe_pattern(config)
     return TransformerBlockSubmodules(
-        layer_specs=[specs[i] for i in _layers_of_stage(config, vp_stage, pp_rank)],
-        layer_norm=leaves.final_norm,
+        layer_specs=[
+            _numbered_layer_spec(config, i, pattern[i])
+            for i in _layers_of_stage(config, vp_stage, pp_rank)
+        ],
+        layer_norm=leaves_of(config).final_norm,
     )
+
+
+def _numbered_layer_spec(config: TransformerConfig, index: int, moe: bool) -> ModuleSpec:
+    helm = config.helm
+    if helm.geometry != "lorentz" or helm.layer_curvature is None:
+        return layer_spec(config, leaves_of(config), moe)
+    c = helm.curvature_within_layer(index, config.num_layers)
+    inner = with_curvature(config, c)
+    submodules = layer_spec(inner, leaves_of(inner), moe).submodules
+    return ModuleSpec(module=CurvedLayer, params={"curvature": c}, submodules=submodules)
 
 
 def layer_spec(config: TransformerConfig, leaves: Leaves, moe: bool) -> ModuleSpec:

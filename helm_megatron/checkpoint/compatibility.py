@@ -96,7 +96,7 @@ def _differences(args: argparse.Namespace, saved: argparse.Namespace) -> list[tu
     theirs, ours = helm_config_from_args(saved), helm_config_from_args(args)
     fields = ["geometry"]
     if ours.geometry == theirs.geometry == "lorentz":
-        fields += "curvature embedding_curvature output_curvature embedding".split()
+        fields += "curvature layer_curvature embedding_curvature output_curvature embedding".split()
         fields += "linear_bias residual_scale learn_residual_scale".split()
         if args.num_experts:
             fields += ["mice_combine", "mice_routing"]

@@ -9,7 +9,7 @@ schedules and checkpoints: the state of a table has the names and shapes of Adam
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -46,6 +46,8 @@ class PointsMixin:
     param_groups: list[dict[str, Any]]
     state: dict[Tensor, Any]
     tables: tuple[Table, ...] = ()
+    # Which rows of each table have a gradient: whole ones, and those that are cut.
+    touched: Sequence[tuple[Tensor | None, Tensor | None]] = ()
 
     @torch.no_grad()
     def step(self, *args: Any, **kwargs: Any) -> Any:
@@ -59,23 +61,30 @@ class PointsMixin:
         for group in groups:
             if POINTS in group and group["params"]:
                 group["step"] = group.get("step", 0) + 1
-        for table in self.tables:
-            self._step_table(table)
+        # Without gradients, as when Megatron lets the state come to be, no row is touched.
+        nothing = [(None, None)] * len(self.tables)
+        for table, touched in zip(self.tables, self.touched or nothing, strict=True):
+            self._step_table(table, *touched)
+        self.touched = ()
         return result
 
     @torch.no_grad()
     def to_frame(self) -> None:
         """Turn the tables' gradients into those whose ordinary norm is the Riemannian one."""
+        found: list[tuple[Tensor | None, Tensor | None]] = []
         for table in self.tables:
             c, shard, x = table.c, table.shard, self._entries(table)
             mine = None if x is None else [x, _gradient(x)]
+            touched, cut_touched = None, None
             if mine is not None:
-                rows.to_frame_(*map(shard.whole, mine), c)
+                touched = rows.to_frame_(shard.whole(mine[0]), shard.whole(mine[1]), c)
             if shard.cut:
                 points, gradients = shard.gather_cut(mine, 2, torch.cuda.current_device())
-                rows.to_frame_(points, gradients, c)
+                cut_touched = rows.to_frame_(points, gradients, c)
                 if mine is not None:
                     shard.put_cut(gradients, mine[1])
+            found.append((touched, cut_touched))
+        self.touched = found
 
     def _entries(self, table: Table) -> Tensor | None:
         params = self.param_groups[table.group]["params"]
@@ -86,7 +95,7 @@ class PointsMixin:
         (beta1, beta2), step = group["betas"], group["step"]
         return rows.Rule(group["lr"], beta1, beta2, group["eps"], step, table.c, table.retraction)
 
-    def _step_table(self, table: Table) -> None:
+    def _step_table(self, table: Table, touched: Tensor | None, cut_touched: Tensor | None) -> None:
         shard, x = table.shard, self._entries(table)
         mine = None
         if x is not None:
@@ -95,13 +104,19 @@ class PointsMixin:
                 if name not in state:
                     state[name] = torch.zeros_like(x)
             mine = [x.detach(), _gradient(x), state["exp_avg"], state["exp_avg_sq"]]
-            rows.step_(*map(shard.whole, mine), rule=self._rule(table))
+            _step_rows([shard.whole(tensor) for tensor in mine], touched, self._rule(table))
         if shard.cut:
             cut = shard.gather_cut(mine, 4, torch.cuda.current_device())
             if mine is not None:
-                rows.step_(*cut, rule=self._rule(table))
+                _step_rows(cut, cut_touched, self._rule(table))
                 for changed, tensor in zip(cut, mine, strict=True):
                     shard.put_cut(changed, tensor)
+
+
+def _step_rows(tables: list[Tensor], touched: Tensor | None, rule: rows.Rule) -> None:
+    if touched is None:
+        touched = torch.zeros(len(tables[0]), dtype=torch.bool, device=tables[0].device)
+    rows.step_(tables, touched, rule)
 
 
 def _gradient(x: Tensor) -> Tensor:

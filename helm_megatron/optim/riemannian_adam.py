@@ -107,18 +107,11 @@ class RiemannianAdam(torch.optim.Optimizer):
             # x_t^2 = |x_s|^2 + c, so the time coordinate doubles the gradient.
             grad.add_(point, alpha=2 * group["weight_decay"])
         c = float(group["c"])
+        (beta1, beta2), eps, count = group["betas"], group["eps"], group["step"]
         rule = rows.Rule(
-            group["lr"],
-            *group["betas"],
-            group["eps"],
-            group["step"],
-            c,
-            group["retraction"],
-            group["min_norm"],
+            group["lr"], beta1, beta2, eps, count, c, group["retraction"], group["min_norm"]
         )
-        moments = [state[name].flatten(0, -2) for name in ("exp_avg", "exp_avg_sq")]
-        highest = state["max_exp_avg_sq"].flatten(0, -2) if group["amsgrad"] else None
-        table, gradients = point.flatten(0, -2), grad.flatten(0, -2)
-        rows.to_frame_(table, gradients, c)
-        rows.step_(table, gradients, *moments, rule, highest)
-        x.copy_(table.view_as(x))
+        names = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * group["amsgrad"]
+        tables = [t.flatten(0, -2) for t in (point, grad, *(state[name] for name in names))]
+        rows.step_(tables, rows.to_frame_(tables[0], tables[1], c), rule)
+        x.copy_(tables[0].view_as(x))

@@ -11,7 +11,8 @@ in the plane of x and m.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,8 @@ from helm_megatron.geometry import lorentz
 
 # Rows are worked off in portions of so many entries, which a core's cache holds.
 _CPU_PORTION = 1 << 16
+# The square of the part of its learning rate that the momentum of a row at rest would move it.
+_REST = float(torch.finfo(torch.float32).eps) ** 2
 
 
 @dataclass(frozen=True)
@@ -41,56 +44,62 @@ class Rule:
     min_norm: float = 0.0
 
 
-def to_frame_(x: Tensor, grad: Tensor, c: float) -> None:
-    """Turn the gradient by space coordinates into that in the frame at x, in place."""
+def to_frame_(x: Tensor, grad: Tensor, c: float) -> Tensor:
+    """Turn the gradient by space coordinates into that in the frame at x, in place.
+
+    Returns which rows have one, `[rows]`.
+    """
 
     def work(x: Tensor, grad: Tensor) -> None:
         grad.addcmul_(x, _root(_dot(x, x), c) * _dot(x, grad))
 
-    _each_busy(lambda x, grad: _dot(grad, grad) != 0, work, [x, grad])
+    touched = torch.linalg.vector_norm(grad, dim=-1) != 0
+    _each_busy(touched, work, [x, grad])
+    return touched
 
 
-def step_(
-    x: Tensor,
-    grad: Tensor,
-    momentum: Tensor,
-    second: Tensor,
-    rule: Rule,
-    highest: Tensor | None = None,
-) -> None:
-    """Take one step of the points x, in place; x, momentum, second and highest change.
+def step_(tables: Sequence[Tensor], touched: Tensor, rule: Rule) -> None:
+    """Take one step of points, in place.
 
     Args:
-        x, grad, momentum: `[rows, d]`; the gradient in the frame.
-        second: the second moment, one number a row as `[rows, 1]`, or `[rows, d]` of equal columns.
-        highest: of the second moments so far, likewise, to divide by it instead (AMSGrad).
+        tables: x, gradient in the frame, momentum, all `[rows, d]`; the second moment, one number a
+            row, in the first column of a table of any width; and, to divide by it instead
+            (AMSGrad), the highest so far, likewise. All but the gradient change.
+        touched: as `to_frame_` returned it.
 
-    A row that never had a gradient is not worked on; the formulas would leave it as it is.
+    A row that had no gradient for so long that its momentum moves it by less than 1e-7 of the
+    learning rate is laid to rest: without momentum it costs nothing until it is touched again. Its
+    second moment, which goes on to fade, is negative for a mark.
     """
-    tables = [x, grad, momentum, second] + ([] if highest is None else [highest])
-
-    def busy(x: Tensor, grad: Tensor, momentum: Tensor, second: Tensor, *_: Tensor) -> Tensor:
-        # A lower bound on the norm moves every row.
-        return (_dot(grad, grad) != 0) | (second[:, :1] != 0) | (rule.min_norm > 0)
-
-    _each_busy(busy, lambda *rows: _step_rows(*rows, rule=rule), tables)
+    x, grad, momentum, *moments = tables
+    moments = [moment[:, :1] for moment in moments]
+    second = moments[0]
+    # A lower bound on the norm moves every row. What is not a number is no rest.
+    busy = touched | ~(second <= 0).squeeze(-1) | (rule.min_norm > 0)
+    second.mul_(torch.where(busy.unsqueeze(-1), 1.0, rule.beta2))
+    _each_busy(busy, functools.partial(_step_rows, rule), [x, grad, momentum, *moments])
 
 
 def _step_rows(
-    x: Tensor, h: Tensor, m: Tensor, second: Tensor, highest: Tensor | None = None, *, rule: Rule
+    rule: Rule, x: Tensor, h: Tensor, m: Tensor, second: Tensor, highest: Tensor | None = None
 ) -> None:
     c, beta1, beta2 = rule.c, rule.beta1, rule.beta2
     xx = _dot(x, x)
     m.mul_(beta1).add_(h, alpha=1 - beta1).addcmul_(x, (1 - beta1) * _root(xx, c) * _dot(x, h))
-    v = second[:, :1].lerp(_dot(h, h), 1 - beta2)
-    second.copy_(v)
-    if highest is not None:
-        v = torch.maximum(highest[:, :1], v)
-        highest.copy_(v)
-    rate = rule.lr / (1 - beta1**rule.step)
-    rate = rate / ((v / (1 - beta2**rule.step)).sqrt() + rule.eps)
+    v = second.abs().lerp(_dot(h, h), 1 - beta2)
     xm, mm = _dot(x, m), _dot(m, m)
+    bound = v
+    if highest is not None:
+        bound = torch.maximum(highest, v)
+        highest.copy_(bound)
+    rate = rule.lr / (1 - beta1**rule.step)
+    rate = rate / ((bound / (1 - beta2**rule.step)).sqrt() + rule.eps)
     a, b, e, f = (_straight if rule.retraction else _geodesic)(xx, xm, mm, rate, rule)
+    still = mm <= _REST * v
+    if rule.min_norm:
+        still = torch.zeros_like(still)
+    second.copy_(torch.where(still, -v, v))
+    e, f = e.masked_fill(still, 0), f.masked_fill(still, 0)
     old = x.clone()
     x.mul_(a).addcmul_(m, b)
     m.mul_(e).addcmul_(old, f)
@@ -133,24 +142,21 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(-1, keepdim=True)
 
 
-def _each_busy(
-    busy: Callable[..., Tensor], work: Callable[..., None], tables: list[Tensor]
-) -> None:
+def _each_busy(busy: Tensor, work: Callable[..., None], tables: Sequence[Tensor]) -> None:
     """Call `work` on the busy rows of the tables, portion by portion; it changes them in place."""
-    for portion in _portions(tables[0]):
-        rows = [table[portion] for table in tables]
-        mask = busy(*rows).squeeze(-1)
-        indices = mask.nonzero().squeeze(-1)
-        if len(indices) == len(mask):
-            work(*rows)
-        elif len(indices):
-            chosen = [table[indices] for table in rows]
+    if not busy.all():
+        for indices in _portions(busy.nonzero().squeeze(-1), tables[0]):
+            chosen = [table[indices] for table in tables]
             work(*chosen)
-            for table, changed in zip(rows, chosen, strict=True):
+            for table, changed in zip(tables, chosen, strict=True):
                 table[indices] = changed
+        return
+    # Views, so nothing has to be put back.
+    for portion in zip(*(_portions(table, tables[0]) for table in tables), strict=True):
+        work(*portion)
 
 
-def _portions(table: Tensor) -> Iterator[slice]:
-    rows, width = table.shape
-    size = max(1, _CPU_PORTION // max(width, 1)) if table.device.type == "cpu" else max(rows, 1)
-    return (slice(start, start + size) for start in range(0, rows, size))
+def _portions(rows: Tensor, table: Tensor) -> Sequence[Tensor]:
+    """`rows`, one for each row of the table or for some, split for the device of the table."""
+    size = max(1, _CPU_PORTION // max(table.shape[-1], 1))
+    return rows.split(size) if table.device.type == "cpu" and len(rows) else (rows,)

@@ -148,6 +148,10 @@ MICE_GQA = Model(
     },
     {**SPREAD, "embedding": "lorentz"},
 )
+# Each layer has a curvature of its own.
+MICE_LAYERS = Model(
+    "mice-layer-curvatures", MICE.config, {**SPREAD, "layer_curvature": (0.6, 1.9)}, latent=True
+)
 MICE_TOP1 = Model(
     "mice-top1-unshared",
     {
@@ -269,6 +273,7 @@ CASES = [
     *((MICE_TOP1, layout) for layout in (TP2_ETP1_EP2, EP4, PP2, DP2)),
     *((MICE_TOP3, layout) for layout in (TP4_SP, EP2_ALLGATHER, PP2_EP2, DP2_OVERLAP)),
     (MICE_DEEP, PP4),
+    (MICE_LAYERS, PP2),
     (MICE, PP2),
     *((model, CP2) for model in (HELM_D_MHA, HMLA_DENSE, MICE_REFERENCE, MICE_GQA)),
 ]

@@ -56,31 +56,49 @@ def test_retraction_is_the_geodesic_to_first_order() -> None:
             point, zeros = x.clone(), torch.zeros_like(x)
             gradient = grad.clone()
             rows.to_frame_(point, gradient, 0.7)
-            rows.step_(
-                point,
-                gradient,
-                zeros,
-                zeros.clone(),
-                rows.Rule(lr=lr, retraction=retraction, **rule),
-            )
+            tables = [point, gradient, zeros, zeros.clone()]
+            everywhere = torch.ones(9, dtype=torch.bool)
+            rows.step_(tables, everywhere, rows.Rule(lr=lr, retraction=retraction, **rule))
             ends.append(point)
         return float((ends[0] - ends[1]).abs().max())
 
     assert gap(1e-3) / gap(1e-2) == pytest.approx(1e-2, rel=0.05)
 
 
-@pytest.mark.parametrize("width", [1, 6])
-def test_second_moment_may_fill_a_table(width: int) -> None:
+def test_second_moment_may_be_the_column_of_a_table() -> None:
     """With Adam's shapes, which Megatron's checkpoints need, or as a column: the same step."""
     rule = rows.Rule(0.1, 0.9, 0.99, 1e-8, 3, 0.7)
     ends = []
-    for columns in (1, width):
-        x, momentum = normal(0, 9, 6), normal(1, 9, 6)
-        second = normal(2, 9, 1).abs().expand(9, columns).clone()
-        rows.step_(x, normal(3, 9, 6), momentum, second, rule)
-        assert (second == second[:, :1]).all()
-        ends.append((x, momentum))
-    assert torch.equal(ends[0][0], ends[1][0]) and torch.equal(ends[0][1], ends[1][1])
+    for columns in (1, 6):
+        second = normal(2, 9, 6).abs()[:, :columns].contiguous()
+        tables = [normal(0, 9, 6), normal(3, 9, 6), normal(1, 9, 6), second]
+        rows.step_(tables, torch.ones(9, dtype=torch.bool), rule)
+        ends.append((tables[0], tables[2], second[:, :1]))
+    for one, other in zip(*ends, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_rest_changes_no_point_and_no_second_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that come to rest, and are touched again, go where they go without rest."""
+
+    def run(rest: float) -> tuple[Tensor, Tensor, int]:
+        monkeypatch.setattr(rows, "_REST", rest)
+        x = torch.nn.Parameter(normal(0, 8, 6).float())
+        optimizer = RiemannianAdam([x], lr=1e-3)
+        resting = 0
+        for step in range(500):
+            x.grad = torch.zeros_like(x)
+            if step in (0, 1, 300):
+                x.grad = normal(step, 8, 6).float()
+            optimizer.step()
+            resting += int((optimizer.state[x]["exp_avg"] == 0).all(-1).sum())
+        return x.detach(), optimizer.state[x]["exp_avg_sq"].abs(), resting
+
+    x, second, resting = run(rows._REST)
+    always, second_always, none = run(0.0)
+    assert resting > 500 and none == 0
+    torch.testing.assert_close(x, always, rtol=0, atol=1e-6)
+    torch.testing.assert_close(second, second_always, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("portion", [1, 30, 10**6])

@@ -83,6 +83,7 @@ REFUSED = {
     "--decoupled-lr": [
         *DENSE, "--helm-embedding", "lorentz", "--decoupled-lr", 1, "--embedding-lr-mult", 2
     ],
+    "--layer-curvature": [*DENSE, "--layer-curvature", 1, 2, "--embedding-curvature", 2],
     "--curvature-lr-mult": [*DENSE, "--curvature-lr-mult", -1],
     "--mice-bias-update": [*DENSE, *MICE, "--mice-bias-update", "proportional"],
     "--hidden-size": without(DENSE, "--hidden-size", 1),
