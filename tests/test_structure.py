@@ -21,6 +21,9 @@ MAY_IMPORT = {
     "model": {"geometry", "config", "layers", "moe", "specs"},
     "builder": {"model"},
     "arguments": {"config"},
+    "node_checks": set(),
+    "preflight": {"node_checks"},
+    "doctor": set(),
     "verify": {"arguments", "builder", "checks", "model", "platform", "pretrain"},
 }
 
