@@ -93,11 +93,12 @@ def obstacle():
 
 
 class Cluster:
-    """Virtual nodes node1, node2, ...; a context manager. `folder` must be empty and the tests'."""
+    """Virtual nodes, named in `nodes`; a context manager. `folder` must be empty and the tests'."""
 
     def __init__(self, folder, nodes=2):
         self.root = Path(folder)
-        self.nodes = [f"node{i + 1}" for i in range(nodes)]
+        # SLURM names control groups after nodes: other clusters on this machine have other names.
+        self.nodes = [f"node{i + 1}-pid{os.getpid()}" for i in range(nodes)]
         self.env = os.environ | {
             "SLURM_CONF": str(self.root / "slurm.conf"),
             "ROOT": str(self.root),
