@@ -33,8 +33,8 @@ while true; do sleep 1; done  # and reap what the daemons leave
 NODE = """
 set -e
 ip netns add "$1"
-ip link add "v-$1" type veth peer name eth0 netns "$1"
-ip link set "v-$1" master bridge up
+ip link add "veth${2##*.}" type veth peer name eth0 netns "$1"
+ip link set "veth${2##*.}" master bridge up
 ip -n "$1" addr add "$2/24" dev eth0
 ip -n "$1" link set eth0 up
 ip -n "$1" link set lo up
