@@ -26,6 +26,8 @@ import torch.multiprocessing as multiprocessing
 
 from helm_megatron.node_checks import code_problems, code_version, local_problems, run_paths
 
+RANK_ERRORS = (multiprocessing.ProcessRaisedException, multiprocessing.ProcessExitedException)
+
 
 class PreflightError(Exception):
     """What is wrong, one problem a line, each with its node."""
@@ -221,7 +223,7 @@ def check_all_reduce(nodes: Nodes, args: argparse.Namespace) -> None:
         while problem is None and not ranks.join(timeout=1):
             if time.monotonic() > deadline:
                 problem = f"the all-reduce did not end within {nodes.timeout:g} s"
-    except multiprocessing.ProcessException as error:  # whatever NCCL or gloo raised there
+    except RANK_ERRORS as error:  # whatever NCCL or gloo raised there
         problem = f"the all-reduce failed: {str(error).strip().splitlines()[-1]}"
     for process in ranks.processes:
         process.kill()

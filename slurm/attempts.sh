@@ -55,12 +55,12 @@ end_attempt() {
         say "training is done, at iteration $(saved_iteration)"
         exit 0
     elif ((!stopping)); then
-        say "training failed with exit code $step_status; the end of $log:"
-        tail -n 20 "$log"
+        say "training failed with exit code $step_status; the whole log is $log"
         # What the program itself explains would only happen again.
-        if grep -qE 'pretrain_helm\.py: error' "$log"; then
+        if grep -m 5 -E 'pretrain_helm\.py: error' "$log"; then
             exit 1
         fi
+        grep -E 'Error|error:' "$log" | grep -v ChildFailedError | head -n 10 || true
     fi
     if [[ ${REQUEUE:-1} != 1 ]]; then
         say "saved iteration: $(saved_iteration); not requeued, since REQUEUE=$REQUEUE"

@@ -31,6 +31,9 @@ MAY_IMPORT = {
     "cli": {"checks", "doctor", "plan"},
     "verify": {"arguments", "builder", "checks", "model", "moe", "optim", "platform", "pretrain"},
     "hf": {"analysis", "arguments", "builder", "checkpoint", "data", "pretrain", "specs"},
+    "node_checks": set(),
+    "preflight": {"node_checks"},
+    "doctor": set(),
 }
 
 

@@ -33,8 +33,8 @@ while true; do sleep 1; done  # and reap what the daemons leave
 NODE = """
 set -e
 ip netns add "$1"
-ip link add "v-$1" type veth peer name eth0 netns "$1"
-ip link set "v-$1" master bridge up
+ip link add "veth${2##*.}" type veth peer name eth0 netns "$1"
+ip link set "veth${2##*.}" master bridge up
 ip -n "$1" addr add "$2/24" dev eth0
 ip -n "$1" link set eth0 up
 ip -n "$1" link set lo up
@@ -93,11 +93,12 @@ def obstacle():
 
 
 class Cluster:
-    """Virtual nodes node1, node2, ...; a context manager. `folder` must be empty and the tests'."""
+    """Virtual nodes, named in `nodes`; a context manager. `folder` must be empty and the tests'."""
 
     def __init__(self, folder, nodes=2):
         self.root = Path(folder)
-        self.nodes = [f"node{i + 1}" for i in range(nodes)]
+        # SLURM names control groups after nodes: other clusters on this machine have other names.
+        self.nodes = [f"node{i + 1}-pid{os.getpid()}" for i in range(nodes)]
         self.env = os.environ | {
             "SLURM_CONF": str(self.root / "slurm.conf"),
             "ROOT": str(self.root),

@@ -50,7 +50,7 @@ def test_from_text_to_scores_through_a_requeue_and_a_node_failure(cluster, jobs,
     jobs.wait_for(train, 0, "iteration       10/")
     cluster.run("scancel", "--batch", "--signal=USR1", train)  # as before the time limit
     jobs.wait_for(train, 1, "iteration       60/")
-    cluster.run("scontrol", "update", "nodename=node2", "state=down", "reason=test")
+    cluster.run("scontrol", "update", f"nodename={cluster.nodes[1]}", "state=down", "reason=test")
     assert cluster.wait(train) == "COMPLETED", jobs.output(train) + jobs.log(train, 2)
     assert cluster.job(train, "Restarts") == "2"
 
