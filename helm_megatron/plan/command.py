@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from helm_megatron.checks import ArgumentError
 from helm_megatron.plan.cluster import Cluster
+from helm_megatron.plan.shell import read
 
 if TYPE_CHECKING:
     from helm_megatron.plan.layout import Layout
@@ -68,17 +69,18 @@ def run(options: argparse.Namespace) -> int:
         ArgumentError: the recipe or the cluster cannot be.
     """
     cluster = _cluster(options)
+    known = cluster.gpus in RECIPE_GPUS
+    flags = read(options.recipe, {"GPUS": str(cluster.gpus if known else RECIPE_GPUS[0])})
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # nothing is computed: the same plan everywhere
     from helm_megatron import platform
 
     platform.setup()
     from helm_megatron.plan import report
-    from helm_megatron.plan.recipe import parse, read
+    from helm_megatron.plan.recipe import parse
     from helm_megatron.plan.search import search
 
     logging.disable(logging.WARNING)  # of Megatron, about a model that will not run
-    known = cluster.gpus in RECIPE_GPUS
-    args = parse(read(options.recipe, {"GPUS": str(cluster.gpus if known else RECIPE_GPUS[0])}))
+    args = parse(flags)
     _check_planned(args, options.recipe)
     own = _own(args, cluster) if known else None
     plan = search(args, own, cluster, _progress)

@@ -163,6 +163,7 @@ def _run(args: Namespace, model: Any, kinds: list[str]) -> Trace:
     for parameter in model.parameters():
         # Megatron adds a gradient to its buffer at once.
         parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+    trace.ignore([*model.parameters(), *model.buffers(), tokens])
     with trace:
         loss = model(tokens, tokens.clone(), None, labels=tokens.clone()).float().mean()
         trace.enter("backward head")

@@ -1,4 +1,4 @@
-"""Recipes: shell files of Megatron flags, read and validated for a number of GPUs."""
+"""The flags of a recipe, parsed and validated for a number of GPUs."""
 
 from __future__ import annotations
 
@@ -6,41 +6,16 @@ import contextlib
 import copy
 import io
 import os
-import subprocess
 import sys
 import traceback
 from argparse import Namespace
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from megatron.training.arguments import parse_args, validate_args
 
 from helm_megatron.checks import ArgumentError, check_args
 from helm_megatron.pretrain import add_args
-
-# The recipe is the positional argument, so that no path becomes shell text.
-_PRINT_FLAGS = 'source "$1" >&2 && printf "%s\\0" "${MODEL_ARGS[@]}"'
-
-
-def read(path: Path, variables: dict[str, str] | None = None) -> list[str]:
-    """The flags in MODEL_ARGS of a recipe, with shell variables such as GPUS set before.
-
-    Raises:
-        ArgumentError: the file is not there, fails, or sets no MODEL_ARGS.
-    """
-    if not path.is_file():
-        raise ArgumentError(f"{path}: there is no such recipe")
-    done = subprocess.run(
-        ["bash", "-euc", _PRINT_FLAGS, "recipe", str(path.resolve())],
-        env=os.environ | (variables or {}),
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        reason = done.stderr.strip().splitlines()[-1:] or ["it failed"]
-        raise ArgumentError(f"{path}: {reason[0]}")
-    return done.stdout.split("\0")[:-1]
 
 
 def parse(flags: Sequence[str]) -> Namespace:

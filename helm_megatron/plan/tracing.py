@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import weakref
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.distributed import ProcessGroup
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -57,16 +58,24 @@ class Trace(TorchDispatchMode):
         self.groups = groups
         self.sections: dict[str, Section] = {}
         self.alive = 0
-        self._storages: set[int] = set()
+        # Weak references, which also keep a storage's address from being given to another.
+        self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
         self._section = Section()
+
+    def ignore(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Memory that was there before: parameters, of which operations return views."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            self._storages[storage._cdata] = StorageWeakRef(storage), 0
 
     def enter(self, name: str) -> None:
         """What follows belongs to the section of this name."""
-        self._section.end = self.alive
+        self.finish()
         self._section = self.sections.setdefault(name, Section(start=self.alive, peak=self.alive))
 
     def finish(self) -> None:
-        """The last section ends here."""
+        """The present section ends here."""
+        self._forget_freed()
         self._section.end = self.alive
 
     def __torch_dispatch__(
@@ -81,18 +90,20 @@ class Trace(TorchDispatchMode):
         for tensor in tree_leaves(out):
             if isinstance(tensor, torch.Tensor):
                 self._allocate(tensor.untyped_storage())
-        self._section.peak = max(self._section.peak, self.alive)
+        if self.alive > self._section.peak:
+            self._forget_freed()
+            self._section.peak = max(self._section.peak, self.alive)
         return out
 
     def _allocate(self, storage: Any) -> None:
         if storage._cdata not in self._storages:
-            self._storages.add(storage._cdata)
+            self._storages[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
             self.alive += storage.nbytes()
-            weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
 
-    def _free(self, key: int, size: int) -> None:
-        self._storages.discard(key)
-        self.alive -= size
+    def _forget_freed(self) -> None:
+        """Until then `alive` also has what was freed since the last time."""
+        freed = [key for key, (storage, _) in self._storages.items() if storage.expired()]
+        self.alive -= sum(self._storages.pop(key)[1] for key in freed)
 
     def _collective(self, func: Any, args: tuple) -> None:
         name = func._overloadpacket.__name__

@@ -22,7 +22,8 @@ from helm_megatron.plan.cluster import Cluster  # noqa: E402
 from helm_megatron.plan.estimate import estimate  # noqa: E402
 from helm_megatron.plan.layout import ONE, Layout  # noqa: E402
 from helm_megatron.plan.parts import PartsOf  # noqa: E402
-from helm_megatron.plan.recipe import parse, read, validate  # noqa: E402
+from helm_megatron.plan.recipe import parse, validate  # noqa: E402
+from helm_megatron.plan.shell import read  # noqa: E402
 from helm_megatron.verify.layouts import process_groups  # noqa: E402
 
 logging.disable(logging.WARNING)

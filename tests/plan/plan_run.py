@@ -62,6 +62,7 @@ def real(rank: int, flags: list[str], world: int, port: int) -> dict[str, Any]:
     os.environ.update(WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
     args = validate(parse(flags), world)
     args.rank = args.local_rank = rank
+    args.padded_vocab_size = args.vocab_size
     with process_groups(args):
         run = job(args, args.global_batch_size // args.micro_batch_size)
         counted = count_collectives(group_names())

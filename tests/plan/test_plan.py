@@ -6,7 +6,7 @@ import pytest
 
 COMMON = """
     --num-layers 4 --hidden-size 64 --ffn-hidden-size 128 --num-attention-heads 4
-    --seq-length 64 --max-position-embeddings 64 --vocab-size 250 --make-vocab-size-divisible-by 4
+    --seq-length 64 --max-position-embeddings 64 --vocab-size 256
     --swiglu --normalization RMSNorm --disable-bias-linear --position-embedding-type rope
     --untie-embeddings-and-output-weights --hidden-dropout 0 --attention-dropout 0
     --micro-batch-size 2 --global-batch-size 8 --lr 1e-3 --train-iters 1 --bf16
