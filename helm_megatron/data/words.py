@@ -23,31 +23,34 @@ WORD = re.compile(r"[ \u2581]*[^ \u2581]+(?:[ \u2581]+\Z)?")
 
 def has_words(model: bytes) -> bool:
     """Whether the tokens of a model (its .model file) are those of its words, taken alone."""
-    from sentencepiece.sentencepiece_model_pb2 import ModelProto, NormalizerSpec, TrainerSpec
-
-    proto = ModelProto.FromString(model)
-    normalizer: NormalizerSpec = proto.normalizer_spec
-    if proto.trainer_spec.model_type != TrainerSpec.BPE:
+    proto = _parse(model)
+    normalizer = proto.normalizer_spec
+    if proto.trainer_spec.model_type != proto.trainer_spec.BPE:
         return False  # unigram sums scores over the text: rounding could tell
     plain = not (normalizer.precompiled_charsmap or proto.denormalizer_spec.precompiled_charsmap)
     if not plain or normalizer.remove_extra_whitespaces or not normalizer.escape_whitespaces:
         return False
     if proto.trainer_spec.treat_whitespace_as_suffix:
         return False
-    kinds = ModelProto.SentencePiece
+    kinds = proto.SentencePiece
     in_text = [p.piece for p in proto.pieces if p.type in (kinds.NORMAL, kinds.USER_DEFINED)]
     # Without a token for it a space could join unknown characters on both sides of it.
     return SPACE in in_text and not any(SPACE in p.lstrip(SPACE) or " " in p for p in in_text)
+
+
+def _parse(model: bytes) -> Any:
+    from sentencepiece import sentencepiece_model_pb2
+
+    messages: Any = sentencepiece_model_pb2  # its classes are made when it is imported
+    return messages.ModelProto.FromString(model)
 
 
 class WordEncoder:
     """Encodes by words with a model that `has_words`."""
 
     def __init__(self, processor: Any, model: bytes) -> None:
-        from sentencepiece.sentencepiece_model_pb2 import ModelProto
-
         self._processor = processor
-        self._adds_space = ModelProto.FromString(model).normalizer_spec.add_dummy_prefix
+        self._adds_space = _parse(model).normalizer_spec.add_dummy_prefix
         self._known: dict[str, list[int]] = {}
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
