@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from helm_megatron.data.errors import DataError
+from helm_megatron.data.words import WordEncoder, has_words
 
 SENTENCEPIECE_TYPES = ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer")
 TOKENIZER_TYPES = (*SENTENCEPIECE_TYPES, "HuggingFaceTokenizer", "TikTokenizer")
@@ -59,7 +60,9 @@ class SentencePieceEncoder:
             self._processor = sentencepiece.SentencePieceProcessor(model_file=model)
         except (RuntimeError, OSError) as error:
             raise DataError(f"{model}: not a SentencePiece model") from error
-        self.sha256 = hashlib.sha256(Path(model).read_bytes()).hexdigest()
+        content = Path(model).read_bytes()
+        self.sha256 = hashlib.sha256(content).hexdigest()
+        self._words = WordEncoder(self._processor, content) if has_words(content) else None
         self.vocab_size: int = self._processor.get_piece_size()
         eos = self._processor.eos_id()
         self.eod = eos if eos >= 0 else None
@@ -68,6 +71,8 @@ class SentencePieceEncoder:
         return None
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        if self._words:
+            return self._words.encode(texts)
         # Parallelism comes from worker processes, so one thread here.
         return self._processor.encode(list(texts), out_type=int, num_threads=1)
 

@@ -80,7 +80,7 @@ def test_every_kind_of_input_gives_the_documents_and_goes_on_anywhere(tmp_path, 
     st.sampled_from(list(COMPRESS)),
     st.booleans(),
 )
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_lines_and_their_numbers(texts, batch_bytes, suffix, newline_at_end):
     content = ("\n".join(texts) + "\n" * newline_at_end).encode()
     with TemporaryDirectory() as folder:
@@ -97,12 +97,15 @@ def test_lines_and_their_numbers(texts, batch_bytes, suffix, newline_at_end):
 
 
 @given(st.lists(st.sampled_from(["a", "b c", " ", "", "\r"])), st.integers(1, 12))
+@settings(deadline=None)
 def test_paragraphs(lines, batch_bytes):
     content = "\n".join(lines)
     with TemporaryDirectory() as folder:
         path = Path(folder, "file.txt")
         path.write_text(content, newline="")
-        batches = list(read_batches(find_sources([path]), ("text",), "paragraph", batch_bytes=9))
+        batches = list(
+            read_batches(find_sources([path]), ("text",), "paragraph", batch_bytes=batch_bytes)
+        )
     expected = re.split(r"\n(?:[ \r]*\n)+", "\n" + content + "\n\n")
     assert documents(batches) == [part.strip("\n") for part in expected if part.strip()]
 

@@ -89,7 +89,9 @@ def test_files_are_those_of_megatrons_tokenizer_and_builder(
     append_eod=st.booleans(),
     partitions=st.integers(1, 4),
 )
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_random_unicode_documents(tokenizer_type, tokenize, documents, append_eod, partitions):
     model, encode, eod, size = tokenize(tokenizer_type)
     encoder = build_encoder(tokenizer_type, model)
