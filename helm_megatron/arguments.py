@@ -186,8 +186,8 @@ def config_from_args(args: argparse.Namespace) -> TransformerConfig:
     """Megatron's transformer config with the hyperbolic settings attached."""
     config = core_transformer_config_from_args(args)
     if args.multi_latent_attention:
-        # Megatron reads these flags for other attention only; its own values stand without them.
+        # Megatron gives these to its other rotary tables only.
         for name in ("original_max_position_embeddings", "beta_fast", "beta_slow"):
-            value = getattr(args, f"yarn_{name}")
-            setattr(config, name, getattr(config, name) if value is None else value)
+            if (value := getattr(args, f"yarn_{name}", None)) is not None:
+                setattr(config, name, value)
     return attach(config, helm_config_from_args(args))

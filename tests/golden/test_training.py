@@ -5,6 +5,7 @@ For this comparison the experts' curvatures are parametrized as there.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -166,3 +167,35 @@ def test_steps(
         after = under(f"after/{log['step']}/", tensors)
         assert_followed(released_state(chunk.module), after, start, dtype)
     assert len(after) > len(start) - 3, "all tensors are recorded after the last step"
+
+
+def losses(
+    tensors: dict[str, Tensor], info: dict[str, Any], dtype: torch.dtype, steps: int
+) -> list[float]:
+    """Of steps on the golden batches over and over."""
+    chunk, optimizer, schedule = trainer(tensors, info | {"total_steps": steps}, dtype)
+    found = []
+    for batch, labels in itertools.islice(itertools.cycle(batches(tensors)), steps):
+        chunk.zero_grad_buffer()
+        optimizer.zero_grad()
+        logits = chunk(*arguments(batch))
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
+        found.append(loss.item())
+        loss.backward()
+        chunk.finish_grad_sync()
+        update_selection_biases([chunk], chunk.config.moe_router_bias_update_rate)
+        optimizer.step()
+        schedule.step(1)
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_fifty_steps_in_fp32_follow_those_in_fp64(
+    case: str, clipping_of_any_type: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was recorded ends after three steps; fp64 goes on as it began."""
+    monkeypatch.setattr(MoEAuxLossAutoScaler, "main_loss_backward_scale", torch.tensor(1.0))
+    tensors, info = load(case)
+    expected = losses(tensors, info, torch.float64, 50)
+    assert min(expected[-3:]) < 0.5 * expected[0]
+    assert losses(tensors, info, torch.float32, 50) == pytest.approx(expected, rel=1e-3)
