@@ -62,6 +62,8 @@ class Nodes:
         self.name = self.names[self.rank]
         self.timeout: float = args.preflight_timeout
         self.address = f"{args.master_addr}:{args.master_port}"
+        if self.rank != 0:
+            self._wait_for_first_node(args.master_addr, args.master_port)
         try:
             self.store = dist.TCPStore(
                 args.master_addr,
@@ -73,15 +75,24 @@ class Nodes:
         except RuntimeError as error:
             raise PreflightError(self._no_store(error)) from error
 
+    def _wait_for_first_node(self, address: str, port: int) -> None:
+        # TCPStore, too, would try again, but much longer than its timeout, and not say why.
+        deadline = time.monotonic() + self.timeout
+        while True:
+            try:
+                return socket.create_connection((address, port), timeout=5).close()
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise PreflightError(
+                        f"{self.name}: cannot connect to {self.address} ({error}): is the port "
+                        "blocked, or MASTER_ADDR no address in this cluster's network?"
+                    ) from error
+            time.sleep(0.5)
+
     def _no_store(self, error: Exception) -> str:
-        if self.rank == 0:
-            in_use = "EADDRINUSE" in str(error) or "in use" in str(error)
-            why = "it is in use" if in_use else str(error).splitlines()[0]
-            return f"{self.name}: cannot listen on {self.address}: {why}; set MASTER_PORT"
-        return (
-            f"{self.name}: cannot connect to {self.address} on {self.names[0]}: is the port "
-            "blocked, or MASTER_ADDR no address in this cluster's network?"
-        )
+        in_use = "EADDRINUSE" in str(error) or "in use" in str(error)
+        why = "it is in use; set MASTER_PORT" if in_use else str(error).splitlines()[0]
+        return f"{self.name}: no common store on {self.address}: {why}"
 
     def report(self, stage: str, mine: object) -> None:
         """Tell the other nodes something."""

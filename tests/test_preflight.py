@@ -87,7 +87,7 @@ def test_a_port_in_use_is_named():
         port = server.getsockname()[1]
         result = preflight(port)
     assert result.returncode == 1
-    reason = f"cannot listen on localhost:{port}: it is in use; set MASTER_PORT"
+    reason = f"no common store on localhost:{port}: it is in use; set MASTER_PORT"
     assert result.stderr == f"preflight: error: localhost: {reason}\n"
 
 
