@@ -25,6 +25,24 @@ _UNEVEN = (
     "decoder_last_pipeline_num_layers",
 )
 
+# Fields of the cluster: flag, type and meaning.
+_OPTIONS: dict[str, tuple[str, type, str]] = {
+    "gpus_per_node": ("--gpus-per-node", int, "GPUs of a node"),
+    "memory": ("--gpu-memory", float, "memory of a GPU, GB"),
+    "intra_node_bandwidth": (
+        "--intra-node-bandwidth",
+        float,
+        "GB/s of a GPU, one way, within a node",
+    ),
+    "inter_node_bandwidth": (
+        "--inter-node-bandwidth",
+        float,
+        "GB/s of a GPU, one way, between nodes",
+    ),
+    "tflops": ("--flops", float, "TFLOP/s that a GPU reaches in matrix products"),
+    "margin": ("--memory-margin", float, "part of the memory left to CUDA, NCCL and fragments"),
+}
+
 
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand to the parsers of `helm-megatron`."""
@@ -38,19 +56,9 @@ def add_parser(subparsers: Any) -> None:
     default = Cluster(gpus=8)
     parser.add_argument("recipe", type=Path, help="a shell file that sets MODEL_ARGS")
     parser.add_argument("--gpus", type=int, required=True, help="GPUs of the whole cluster")
-    for name, kind, unit in (
-        ("gpus_per_node", int, "GPUs of a node"),
-        ("memory", float, "memory of a GPU, GB"),
-        ("intra_node_bandwidth", float, "GB/s of a GPU, one way, within a node"),
-        ("inter_node_bandwidth", float, "GB/s of a GPU, one way, between nodes"),
-        ("tflops", float, "TFLOP/s that a GPU reaches in matrix products"),
-        ("margin", float, "part of the memory left to CUDA, NCCL and fragments"),
-    ):
-        flag = {"memory": "gpu_memory", "tflops": "flops", "margin": "memory_margin"}.get(
-            name, name
-        )
+    for name, (flag, kind, unit) in _OPTIONS.items():
         parser.add_argument(
-            f"--{flag.replace('_', '-')}",
+            flag,
             dest=name,
             type=kind,
             default=getattr(default, name),
@@ -82,8 +90,9 @@ def run(options: argparse.Namespace) -> int:
     logging.disable(logging.WARNING)  # of Megatron, about a model that will not run
     args = parse(flags)
     _check_planned(args, options.recipe)
-    own = _own(args, cluster) if known else None
+    own, error = _own(args, cluster) if known else (None, None)
     plan = search(args, own, cluster, _progress)
+    plan.own_error = plan.own_error or error
     if options.json:
         print(report.as_json(args, cluster, plan))
     else:
@@ -103,20 +112,26 @@ def _check_planned(args: argparse.Namespace, recipe: Path) -> None:
 
 def _cluster(options: argparse.Namespace) -> Cluster:
     """The cluster that the options describe."""
-    values = {name: getattr(options, name) for name in Cluster.__dataclass_fields__}
+    values = {name: getattr(options, name) for name in ("gpus", *_OPTIONS)}
     for name, value in values.items():
-        if not value > 0 and name != "margin":
-            raise ArgumentError(f"--{name.replace('_', '-')} {value}: must be positive")
-    if not 0 <= values["margin"] < 1:
-        raise ArgumentError(f"--memory-margin {values['margin']}: must be from 0 to below 1")
+        flag = "--gpus" if name == "gpus" else _OPTIONS[name][0]
+        if name == "margin":
+            if not 0 <= value < 1:
+                raise ArgumentError(f"{flag} {value}: must be from 0 to below 1")
+        elif not value > 0:
+            raise ArgumentError(f"{flag} {value}: must be positive")
     return Cluster(**values)
 
 
-def _own(args: argparse.Namespace, cluster: Cluster) -> Layout:
+def _own(args: argparse.Namespace, cluster: Cluster) -> tuple[Layout | None, str | None]:
+    """The recipe's own layout, or why the cluster cannot have it."""
     from helm_megatron.plan.layout import Layout
     from helm_megatron.plan.recipe import validate
 
-    return Layout.of(validate(args, cluster.gpus))
+    try:
+        return Layout.of(validate(args, cluster.gpus)), None
+    except ArgumentError as error:
+        return None, str(error)
 
 
 def _progress(done: int, of: int) -> None:

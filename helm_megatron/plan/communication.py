@@ -45,9 +45,12 @@ def once(args: Namespace, layout: Layout, stage: Stage) -> dict[str, Bytes]:
         tied = stage.parts["embedding"].parameters.dense * ("embedding" in stage.names)
         rest["all-reduce", "embedding"] += tied * wide
     if args.use_distributed_optimizer:
+        # Experts' parameters have an optimizer of their own, and where the forward pass does not
+        # gather, each of the two gathers the parameters of both.
+        gathers = 2 if stage.dense and stage.expert and not args.overlap_param_gather else 1
         return {
             "gradients": Counter({("reduce-scatter", g): n * wide for g, n in counts}),
-            "parameters": Counter({("all-gather", g): n * narrow for g, n in counts}),
+            "parameters": Counter({("all-gather", g): n * narrow * gathers for g, n in counts}),
             "rest": rest,
         }
     gradients = Counter({("all-reduce", g): n * wide for g, n in counts})

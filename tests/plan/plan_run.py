@@ -22,15 +22,22 @@ from helm_megatron.plan.stages import kinds, memory, stages  # noqa: E402
 from helm_megatron.plan.tracing import SMALL  # noqa: E402
 from helm_megatron.verify.layouts import job, process_groups  # noqa: E402
 
-# Methods of a process group: name of the collective, and how many of the first arguments are data.
+# Methods of a process group, of old and new versions of torch: name of the collective, and how many
+# of the first arguments are data.
 METHODS = {
     "allreduce": ("all-reduce", 1),
+    "allreduce_coalesced": ("all-reduce", 1),
     "broadcast": ("broadcast", 1),
-    "_allgather_base": ("all-gather", 2),
     "allgather": ("all-gather", 2),
-    "_reduce_scatter_base": ("reduce-scatter", 2),
+    "_allgather_base": ("all-gather", 2),
+    "all_gather_single": ("all-gather", 2),
+    "all_gather_single_coalesced": ("all-gather", 2),
     "reduce_scatter": ("reduce-scatter", 2),
+    "_reduce_scatter_base": ("reduce-scatter", 2),
+    "reduce_scatter_single": ("reduce-scatter", 2),
+    "reduce_scatter_single_coalesced": ("reduce-scatter", 2),
     "alltoall_base": ("all-to-all", 2),
+    "all_to_all_single": ("all-to-all", 2),
     "send": ("send", 1),
 }
 
@@ -116,7 +123,8 @@ def count_collectives(names: dict[str, str]) -> Counter[tuple[str, str]]:
         setattr(ProcessGroup, method, wrapper)
 
     for method, (collective, data) in METHODS.items():
-        wrap(method, collective, data)
+        if hasattr(ProcessGroup, method):
+            wrap(method, collective, data)
     return counted
 
 

@@ -67,6 +67,7 @@ def test_says_what_does_not_fit(recipe):
         ("exit 3", "--gpus 8", "it failed"),
         ("true", "--gpus 8", "MODEL_ARGS"),
         ("MODEL_ARGS=(--swiglu)", "--gpus 0", "--gpus 0: must be positive"),
+        ("MODEL_ARGS=(--swiglu)", "--gpus 8 --flops -1", "--flops -1.0: must be positive"),
         ("MODEL_ARGS=(--swiglu)", "--gpus 8 --memory-margin 1", "--memory-margin 1.0"),
     ],
 )

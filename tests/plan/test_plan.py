@@ -60,7 +60,8 @@ def test_activations(pool, model, geometry):
     flags = [*MODELS[model], "--geometry", geometry]
     [plan] = pool.run(1, "planned", flags, 1)
     [saved] = pool.run(1, "saved", flags)
-    assert plan["saved"] == pytest.approx(saved, rel=0.05)
+    # A layer's output is counted with it also where only the next layer's copy of it is kept.
+    assert saved <= plan["saved"] <= 1.07 * saved
 
 
 @pytest.mark.slow
