@@ -13,7 +13,7 @@ import subprocess
 import time
 from pathlib import Path
 
-PROGRAMS = "munged slurmctld slurmd sbatch scontrol srun ip nsenter unshare".split()
+PROGRAMS = "munged slurmctld slurmd sbatch scontrol srun ip nsenter setpriv unshare".split()
 FINAL = "COMPLETED FAILED CANCELLED TIMEOUT NODE_FAIL OUT_OF_MEMORY DEADLINE BOOT_FAIL".split()
 FREEZER = Path("/sys/fs/cgroup/freezer")
 NETWORK = "10.213.7"
@@ -110,7 +110,9 @@ class Cluster:
     def __enter__(self):
         self.write_config()
         space = "--pid --net --mount --uts --fork --kill-child --mount-proc".split()
-        self.unshare = subprocess.Popen(["unshare", *space, "bash", "-c", INIT], env=self.env)
+        # Dies with these tests, however they end.
+        command = ["setpriv", "--pdeathsig", "KILL", "unshare", *space, "bash", "-c", INIT]
+        self.unshare = subprocess.Popen(command, env=self.env)
         try:
             self.wait_until((self.root / "ready").exists, 20, "the cluster's namespaces")
             children = Path(f"/proc/{self.unshare.pid}/task/{self.unshare.pid}/children")
