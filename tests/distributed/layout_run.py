@@ -11,6 +11,7 @@ from helm_megatron import platform
 
 platform.setup()
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
@@ -164,7 +165,7 @@ def compare(
         return verify.compare(job(model, layout), directory)
 
 
-def attention_in_bf16(rank: int, model: Model, layout: Layout, store: Path) -> torch.Tensor:
+def attention_in_bf16(rank: int, model: Model, layout: Layout, store: Path) -> np.ndarray:
     """The output of one core attention for all tokens; those far from the start are far out."""
     with layout_of(rank, layout, store):
         [chunk] = build(model, layout)
@@ -177,7 +178,8 @@ def attention_in_bf16(rank: int, model: Model, layout: Layout, store: Path) -> t
         batch = {"qkv": qkv.flatten(0, 1)}
         mine = get_batch_on_this_cp_rank(batch, is_hybrid_cp=False, cp_group=group)["qkv"]
         out = core(*mine.bfloat16().unsqueeze(2), None)
-        return gather_sequence(out, group).detach().float()
+        # No tensor: its memory would end with this process.
+        return gather_sequence(out, group).detach().float().numpy()
 
 
 def curvatures(rank: int, model: Model, layout: Layout, store: Path) -> list[float]:
