@@ -107,7 +107,6 @@ HELM_D = Model(
         "residual_scale": 4.0,
         "learn_residual_scale": True,
     },
-    training_steps=20,
 )
 HELM_D_TWIN = Model("helm-d-twin", HELM_D.config, {"geometry": "euclidean"})
 HELM_D_MHA = Model("helm-d-mha", BASE, {**CURVED, "embedding_curvature": 0.6})
@@ -125,8 +124,9 @@ MICE_Q_LORA = Model(
     {**LATENT, **MOE, **SIGMOID, "q_lora_rank": 10},
     SPREAD,
     latent=True,
-    training_steps=20,
 )
+HELM_D_LONG = replace(HELM_D, name="helm-d-20-steps", training_steps=20)
+MICE_LONG = replace(MICE_Q_LORA, name="mice-20-steps", training_steps=20)
 MICE_DEEP = Model(
     "mice-deep",
     {**LATENT, **MOE, "q_lora_rank": 10, "num_layers": 4, "moe_layer_freq": [0, 1, 1, 1]},
@@ -253,6 +253,8 @@ RECOMPUTE_PARTS = Layout(
 )
 
 CASES = [
+    *((HELM_D_LONG, layout) for layout in (TP2_PP2, DP2_OPTIMIZER)),
+    *((MICE_LONG, layout) for layout in (TP2_EP2, EP2_OPTIMIZER)),
     *((HELM_D, layout) for layout in (TP2, TP2_SP, PP2, DP2_OPTIMIZER, TP2_PP2, RECOMPUTE)),
     *((HELM_D_TIED, layout) for layout in (TP2_SP, PP2)),
     *((HMLA_DENSE, layout) for layout in (TP2, TP2_SP)),
