@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from megatron.core.transformer import TransformerConfig
+if TYPE_CHECKING:
+    from megatron.core.transformer import TransformerConfig
 
 # Curvatures within which fp32 activations keep their precision.
 CURVATURES = (1e-3, 1e3)

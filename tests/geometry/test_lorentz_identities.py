@@ -215,7 +215,7 @@ PER_POINT = ("time", "inner", "distance")
 
 def test_every_function_is_covered() -> None:
     public = {n for n, f in inspect.getmembers(lorentz, inspect.isfunction) if n[0] != "_"}
-    assert public == set(calls()) | {"at_least_fp32"}
+    assert public == set(calls()) | {"at_least_fp32", "cosh_sinhc"}  # these take no points
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
