@@ -6,11 +6,29 @@ Every HELM model takes Megatron's own flags; those here say only what Megatron h
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from megatron.core.transformer import TransformerConfig
 from megatron.training.argument_utils import core_transformer_config_from_args
 
 from helm_megatron.config import HelmConfig, attach
+
+# Megatron's attributes of a pipeline of one stage, without recomputation: what rebuilds a run's
+# model elsewhere sets them.
+ONE_STAGE: dict[str, Any] = {
+    "pipeline_model_parallel_size": 1,
+    "virtual_pipeline_model_parallel_size": None,
+    "num_layers_per_virtual_pipeline_stage": None,
+    "num_virtual_stages_per_pipeline_rank": None,
+    "pipeline_model_parallel_layout": None,
+    "decoder_first_pipeline_num_layers": None,
+    "decoder_last_pipeline_num_layers": None,
+    "account_for_embedding_in_pipeline_split": False,
+    "account_for_loss_in_pipeline_split": False,
+    "recompute_granularity": None,
+    "recompute_method": None,
+    "recompute_num_layers": None,
+}
 
 
 def add_helm_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

@@ -10,7 +10,7 @@ import torch
 from megatron.core.transformer import TransformerConfig
 from megatron.training.argument_utils import gpt_config_from_args
 
-from helm_megatron.arguments import config_from_args
+from helm_megatron.arguments import ONE_STAGE, config_from_args
 from helm_megatron.builder import HelmModelConfig
 from helm_megatron.hf.configuration_helm import HelmConfig
 from helm_megatron.specs import moe_pattern
@@ -18,23 +18,12 @@ from helm_megatron.specs import moe_pattern
 # What a conversion sets of a checkpoint's arguments: one process, Megatron's own modules.
 _ONE_PROCESS: dict[str, Any] = {
     "tensor_model_parallel_size": 1,
-    "pipeline_model_parallel_size": 1,
-    "virtual_pipeline_model_parallel_size": None,
-    "num_layers_per_virtual_pipeline_stage": None,
-    "num_virtual_stages_per_pipeline_rank": None,
-    "pipeline_model_parallel_layout": None,
-    "decoder_first_pipeline_num_layers": None,
-    "decoder_last_pipeline_num_layers": None,
-    "account_for_embedding_in_pipeline_split": False,
-    "account_for_loss_in_pipeline_split": False,
+    **ONE_STAGE,
     "context_parallel_size": 1,
     "expert_model_parallel_size": 1,
     "expert_tensor_parallel_size": 1,
     "sequence_parallel": False,
     "tp_comm_overlap": False,
-    "recompute_granularity": None,
-    "recompute_method": None,
-    "recompute_num_layers": None,
     "transformer_impl": "local",
     "use_cpu_initialization": True,
     "perform_initialization": False,

@@ -27,7 +27,7 @@ from megatron.training.argument_utils import gpt_config_from_args
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from helm_megatron.arguments import config_from_args
+from helm_megatron.arguments import ONE_STAGE, config_from_args
 from helm_megatron.builder import HelmModelConfig
 from helm_megatron.layers import attention
 from helm_megatron.plan.tracing import Section, Trace
@@ -36,23 +36,12 @@ from helm_megatron.verify.layouts import process_groups
 
 # Attributes that make the probe a world of one pipeline stage without data parallelism.
 _ONE_STAGE: dict[str, Any] = {
-    "pipeline_model_parallel_size": 1,
-    "virtual_pipeline_model_parallel_size": None,
-    "num_layers_per_virtual_pipeline_stage": None,
-    "num_virtual_stages_per_pipeline_rank": None,
-    "pipeline_model_parallel_layout": None,
-    "decoder_first_pipeline_num_layers": None,
-    "decoder_last_pipeline_num_layers": None,
-    "account_for_embedding_in_pipeline_split": False,
-    "account_for_loss_in_pipeline_split": False,
+    **ONE_STAGE,
     "use_gloo_process_groups": False,
     "distributed_backend": "fake",
     "perform_initialization": False,
     "attention_dropout": 0.0,
     "hidden_dropout": 0.0,
-    "recompute_granularity": None,
-    "recompute_method": None,
-    "recompute_num_layers": None,
 }
 
 

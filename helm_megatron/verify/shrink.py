@@ -8,6 +8,9 @@ from __future__ import annotations
 import copy
 import math
 from argparse import Namespace
+from typing import Any
+
+from helm_megatron.arguments import ONE_STAGE
 
 HIDDEN = 64
 HEAD = 16
@@ -27,21 +30,14 @@ SWITCHED_OFF = {
     "wandb_project": "",
     "rampup_batch_size": None,
 }
-ONE_PROCESS = {
+ONE_PROCESS: dict[str, Any] = {
     "world_size": 1,
     "rank": 0,
     "tensor_model_parallel_size": 1,
-    "pipeline_model_parallel_size": 1,
     "context_parallel_size": 1,
     "expert_model_parallel_size": 1,
     "expert_tensor_parallel_size": None,
-    "num_layers_per_virtual_pipeline_stage": None,
-    "num_virtual_stages_per_pipeline_rank": None,
-    "pipeline_model_parallel_layout": None,
-    "decoder_first_pipeline_num_layers": None,
-    "decoder_last_pipeline_num_layers": None,
-    "account_for_embedding_in_pipeline_split": False,
-    "account_for_loss_in_pipeline_split": False,
+    **ONE_STAGE,
     "num_distributed_optimizer_instances": 1,
     "sequence_parallel": False,
     "use_distributed_optimizer": False,
@@ -50,9 +46,6 @@ ONE_PROCESS = {
     "overlap_param_gather_with_optimizer_step": False,
     "tp_comm_overlap": False,
     "overlap_p2p_comm_warmup_flush": False,
-    "recompute_granularity": None,
-    "recompute_method": None,
-    "recompute_num_layers": None,
     "recompute_modules": None,
     "recompute_activations": False,
 }
