@@ -15,6 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from helm_megatron.kernels.arithmetic import dot, product, rounded
 from helm_megatron.kernels.flash_forward import column, put, span, tile
 
 
@@ -26,13 +27,13 @@ def prepare_kernel(
     """From the output and its gradient `[rows, 1 + E]`: direct and o_s `[rows, E]`, o_t, along."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     o = tile(out + 1, rows, tokens, 1 + E, E, WIDTH)
-    put(points, o, rows, tokens, E, E, WIDTH)
     o = o.to(tl.float32)
+    put(points, o, rows, tokens, E, E, WIDTH)
     # Of the rounded o_s, so that o lies on the hyperboloid.
     o_time = tl.sqrt(tl.sum(o * o, 1) + c)
     g = tile(grad + 1, rows, tokens, 1 + E, E, WIDTH).to(tl.float32)
     g += (column(grad, rows, tokens, 1 + E, 0.0).to(tl.float32) / o_time)[:, None] * o
-    g = (g * column(radius, rows, tokens, 1, 0.0)[:, None]).to(direct.dtype.element_ty)
+    g = rounded(g * column(radius, rows, tokens, 1, 0.0)[:, None], direct.dtype.element_ty)
     put(direct, g, rows, tokens, E, E, WIDTH)
     inside = rows < tokens
     tl.store(point_time + rows, o_time, mask=inside)
@@ -52,18 +53,18 @@ def _query_step(
     values = tl.trans(tile(v, cols, count, v_s, E, WIDTH_E))
     key_times = column(k_time, cols, count, time_s, 0.0)
     value_times = column(v_time, cols, count, time_s, 0.0)
-    scores = tl.dot(q, tl.trans(keys), input_precision="ieee") - q_time[:, None] * key_times
+    scores = product(q, tl.trans(keys)) - q_time[:, None] * key_times
     scores = scores * scale - lse[:, None]
     weights = tl.exp2(scores)
     if MASKED:
         weights = tl.where(rows[:, None] >= cols[None, :], weights, 0.0)
-    products = tl.dot(o, values, input_precision="ieee") - o_time[:, None] * value_times
-    slopes = tl.dot(direct, values, input_precision="ieee") + along[:, None] * products
+    products = product(o, values) - o_time[:, None] * value_times
+    slopes = product(direct, values) + along[:, None] * products
     slopes *= weights
     warmth += tl.sum(tl.where(weights > 0, slopes * scores, 0.0), 1)
-    slopes = slopes.to(keys.dtype)
+    slopes = rounded(slopes, keys.dtype)
     time += tl.sum(slopes.to(tl.float32) * key_times, 1)
-    return tl.dot(slopes, keys, space, input_precision="ieee"), time, warmth
+    return dot(slopes, keys, space), time, warmth
 
 
 @triton.jit
@@ -131,19 +132,19 @@ def _key_step(
     o_times = column(point_time, rows, count, stride, 0.0)
     a = column(along, rows, count, stride, 0.0)
     largest = column(lse, rows, count, stride, float("inf"))
-    scores = tl.dot(k, tl.trans(queries), input_precision="ieee") - k_time[:, None] * query_times
+    scores = product(k, tl.trans(queries)) - k_time[:, None] * query_times
     weights = tl.exp2(scores * scale - largest)
     if MASKED:
         weights = tl.where(rows[None, :] >= cols[:, None], weights, 0.0)
-    products = tl.dot(v, tl.trans(o), input_precision="ieee") - v_time[:, None] * o_times
-    slopes = tl.dot(v, tl.trans(g), input_precision="ieee") + a * products
-    slopes = (slopes * weights).to(k.dtype)
+    products = product(v, tl.trans(o)) - v_time[:, None] * o_times
+    slopes = product(v, tl.trans(g)) + a * products
+    slopes = rounded(slopes * weights, k.dtype)
     dk_time += tl.sum(slopes.to(tl.float32) * query_times, 1)
-    dk = tl.dot(slopes, queries, dk, input_precision="ieee")
-    dv = tl.dot(weights.to(v.dtype), g, dv, input_precision="ieee")
-    weights = (weights * a).to(v.dtype)
+    dk = dot(slopes, queries, dk)
+    dv = dot(rounded(weights, v.dtype), g, dv)
+    weights = rounded(weights * a, v.dtype)
     dv_time += tl.sum(weights.to(tl.float32) * o_times, 1)
-    return dk, dk_time, tl.dot(weights, o, dv, input_precision="ieee"), dv_time
+    return dk, dk_time, dot(weights, o, dv), dv_time
 
 
 @triton.jit

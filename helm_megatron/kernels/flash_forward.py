@@ -9,6 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from helm_megatron.kernels.arithmetic import dot, product, rounded
+
 
 @triton.jit
 def times_kernel(
@@ -62,7 +64,7 @@ def put(x, value, rows, count, stride, D: tl.constexpr, WIDTH: tl.constexpr):
     position = tl.arange(0, WIDTH)
     inside = (rows < count)[:, None] & (position < D)[None, :]
     where = x + rows.to(tl.int64)[:, None] * stride + position[None, :]
-    tl.store(where, value.to(x.dtype.element_ty), mask=inside)
+    tl.store(where, rounded(value, x.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -74,7 +76,7 @@ def _attend(
     """Take one block of keys into the running sums (space, time, weight, largest score)."""
     space, time, total, top = state
     keys = first + tl.arange(0, N)
-    products = tl.dot(q, tl.trans(tile(k, keys, count, k_s, D, WIDTH_D)), input_precision="ieee")
+    products = product(q, tl.trans(tile(k, keys, count, k_s, D, WIDTH_D)))
     key_times = column(k_time, keys, count, time_s, 0.0)
     scores = (products - q_time[:, None] * key_times[None, :]) * scale
     if MASKED:
@@ -85,10 +87,10 @@ def _attend(
     total = total * shrink + tl.sum(weights, 1)
     values = tile(v, keys, count, v_s, E, WIDTH_E)
     # Space and time take the same rounded weights: m_t^2 - |m_s|^2 would magnify a difference.
-    weights = weights.to(values.dtype)
+    weights = rounded(weights, values.dtype)
     value_times = column(v_time, keys, count, time_s, 0.0)
     time = time * shrink + tl.sum(weights.to(tl.float32) * value_times[None, :], 1)
-    space = tl.dot(weights, values, space * shrink[:, None], input_precision="ieee")
+    space = dot(weights, values, space * shrink[:, None])
     return space, time, total, new_top
 
 
@@ -140,6 +142,6 @@ def forward_kernel(
         put(out + at * (1 + E) + 1, space, rows, count, stride * (1 + E), E, WIDTH_E)
         time = tl.sqrt(tl.sum(space * space, 1) + c)
         spots, inside = rows.to(tl.int64) * stride + at, rows < count
-        tl.store(out + spots * (1 + E), time.to(out.dtype.element_ty), mask=inside)
+        tl.store(out + spots * (1 + E), rounded(time, out.dtype.element_ty), mask=inside)
         tl.store(lse + spots, top + tl.log2(total), mask=inside)
         tl.store(radius + spots, factor, mask=inside)
