@@ -56,8 +56,8 @@ class Monitor:
                 temperature[layer] = module.temperature.detach().float().item()
             elif isinstance(module, MiceExperts):
                 first = module.ep_group.rank() * module.num_local_experts
-                for i, expert in enumerate(module.local_experts, start=first):
-                    curvature[layer, i] = expert.get_submodule("curvature")().item()
+                values = module.curvatures().detach().cpu()
+                curvature[layer, first : first + len(values)] = values
         device = torch.cuda.current_device()
         shapes = [curvature.shape, temperature.shape, self.max_time.shape]
         highest = torch.cat([curvature.flatten(), temperature, self.max_time]).to(device)
