@@ -85,7 +85,7 @@ class _Runs(torch.autograd.Function):
         rows: Any = (x, time, a, inner_time, y)
         runs: Any = zip(*(r.split(counts) for r in rows), strict=True)
         for run, expert, c_e in zip(runs, experts, curvatures, strict=True):
-            _forward(*run, expert, c, c_e, tp_group)
+            _run_forward(expert, c, c_e, tp_group, *run)
         if tp_group.size() > 1:
             dist.all_reduce(y, group=tp_group)
         ctx.save_for_backward(x, time, a, inner_time, *flat)
@@ -102,23 +102,23 @@ class _Runs(torch.autograd.Function):
         by_in, by_out = [], []
         gradients: list[Any] = []
         for run, expert, c_e in zip(runs, _by_expert(flat), ctx.curvatures, strict=True):
-            d_in, d_out, d_expert = _backward(*run, expert, ctx.c, c_e)
+            d_in, d_out, d_expert = _run_backward(expert, ctx.c, c_e, *run)
             by_in.append(d_in)
             by_out.append(d_out)
             gradients += d_expert
         return (dx, None, None, None, torch.stack(by_in), torch.stack(by_out), *gradients)
 
 
-def _forward(
+def _run_forward(
+    expert: Expert,
+    c: float,
+    c_e: float,
+    tp_group: ProcessGroup,
     x: Tensor,
     time: Tensor,
     a: Tensor,
     inner_time: Tensor,
     y: Tensor,
-    expert: Expert,
-    c: float,
-    c_e: float,
-    tp_group: ProcessGroup,
 ) -> None:
     """Fill the rows of a, inner_time and y of one expert; y is this rank's share."""
     s = (c_e / c) ** 0.5
@@ -138,16 +138,16 @@ def _forward(
     y.addmm_(h, expert.weight2.t(), alpha=1 / s)
 
 
-def _backward(
+def _run_backward(
+    expert: Expert,
+    c: float,
+    c_e: float,
     grad: Tensor,
     x: Tensor,
     time: Tensor,
     a: Tensor,
     inner_time: Tensor,
     dx: Tensor,
-    expert: Expert,
-    c: float,
-    c_e: float,
 ) -> tuple[Tensor, Tensor, Expert]:
     """Fill the rows of dx of one expert; returns the gradients of curvatures and parameters."""
     s = (c_e / c) ** 0.5
