@@ -58,8 +58,8 @@ class Monitor:
                 temperature[layer] = module.temperature.detach().float().item()
             elif isinstance(module, MiceExperts):
                 first = module.ep_group.rank() * module.num_local_experts
-                for i, expert in enumerate(module.local_experts, start=first):
-                    curvature[layer, i] = expert.get_submodule("curvature")().item()
+                values = module.curvatures().detach().cpu()
+                curvature[layer, first : first + len(values)] = values
         device = torch.cuda.current_device()
         tokens = embedding.measure(model, config.helm, get_tokenizer().vocab_size)
         found = [curvature, temperature, self.max_time, tokens]
