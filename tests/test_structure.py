@@ -16,7 +16,8 @@ SOURCES = sorted(
 MAY_IMPORT = {
     "geometry": set(),
     "config": set(),
-    "layers": {"geometry", "config"},
+    "kernels": {"geometry"},
+    "layers": {"geometry", "config", "kernels"},
     "moe": {"geometry", "config", "layers"},
     "optim": {"geometry"},
     "specs": {"geometry", "config", "layers", "moe"},
