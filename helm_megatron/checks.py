@@ -27,7 +27,6 @@ _UNSUPPORTED = {
     "moe_shared_expert_gate": (False, "the shared expert's weight is 1"),
     "moe_latent_size": (None, "not with HELM's experts"),
     "moe_apply_probs_on_input": (False, "experts are weighed when they are combined"),
-    "moe_grouped_gemm": (False, "HELM's experts are run one by one"),
     "sft": (False, "pretrain_helm.py pretrains only"),
     "fim_data": (False, "pretrain_helm.py has no fill-in-the-middle data"),
     "check_for_spiky_loss": (False, "pretrain_helm.py looks for NaN and Inf only"),
@@ -157,6 +156,10 @@ def _moe_rules(args: argparse.Namespace) -> Rules:
     yield (
         dispatcher not in ("alltoall", "allgather"),
         f"--moe-token-dispatcher-type {dispatcher}: use alltoall or allgather",
+    )
+    yield (
+        args.moe_grouped_gemm and bool(args.fp8) and args.geometry == "lorentz",
+        "--moe-grouped-gemm: HELM's grouped experts know no FP8; drop it, or --fp8-format",
     )
     experts, freq = args.num_experts, args.moe_layer_freq
     yield (

@@ -15,8 +15,9 @@ SOURCES = sorted(
 # What each part of the package may import of the others.
 MAY_IMPORT = {
     "geometry": set(),
+    "kernels": {"geometry"},
     "config": set(),
-    "layers": {"geometry", "config"},
+    "layers": {"geometry", "kernels", "config"},
     "moe": {"geometry", "config", "layers"},
     "optim": {"geometry"},
     "specs": {"geometry", "config", "layers", "moe"},
