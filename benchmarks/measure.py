@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import os
 import platform
 import resource
 import shlex
@@ -15,6 +17,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+# The profiler tells of every start and of a missing GPU.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -68,14 +73,28 @@ def peak_bytes(call: Call) -> int:
         call()
         synchronize()
         return torch.cuda.max_memory_allocated() - before
+    return max(_in_use(call))
+
+
+def kept_bytes(call: Call) -> int:
+    """Memory that stays in use while the result of a call is held."""
+    if torch.cuda.is_available():
+        before = torch.cuda.memory_allocated()
+        kept = call()
+        after = torch.cuda.memory_allocated()
+        del kept
+        return after - before
+    return _in_use(call)[-1]
+
+
+def _in_use(call: Call) -> list[int]:
+    """Bytes in use on the CPU after every allocation and release in a call; its result is held."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        call()
+        kept = call()
+    del kept
     events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
-    in_use = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        in_use += event.nbytes()
-        peak = max(peak, in_use)
-    return peak
+    sizes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
+    return list(itertools.accumulate(sizes, initial=0))
 
 
 def storage_bytes(tensors: Iterable[Any]) -> int:

@@ -96,11 +96,14 @@ class DotProductAttention(MegatronModule):
             group = q.shape[1] // k.shape[1]
             k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
             return lower_right_attention(q, k, v, self.softmax_scale)
+        # Torch's causal bias allocates its whole size, so it is made only where it is needed.
+        bias = causal_lower_right(q.shape[-2], k.shape[-2]) if later_keys else None
         return F.scaled_dot_product_attention(
             q,
             k,
             v,
-            attn_mask=causal_lower_right(q.shape[-2], k.shape[-2]) if mask is None else ~mask,
+            attn_mask=bias if mask is None else ~mask,
+            is_causal=mask is None and bias is None,
             dropout_p=dropout,
             scale=self.softmax_scale,
             enable_gqa=q.shape[1] != k.shape[1],
