@@ -89,6 +89,24 @@ def use_compiled_helpers() -> None:
     utils.compile_helpers = compile_if_missing
 
 
+def allow_odd_widths() -> None:
+    """Let Megatron start with an odd feed-forward width, on any device. Imports megatron.
+
+    It warms its fused SwiGLU up on tensors of that width, which it cannot halve; those of a model
+    are twice as wide.
+    """
+    from megatron.training import get_args
+    from megatron.training.training import set_jit_fusion_options
+
+    @functools.wraps(set_jit_fusion_options)
+    def warm_up_even_widths(tp_size: int | None = None) -> None:
+        args = get_args()
+        if args.ffn_hidden_size // args.tensor_model_parallel_size % 2 == 0:
+            set_jit_fusion_options(tp_size)
+
+    _replace_in_megatron(set_jit_fusion_options, warm_up_even_widths)
+
+
 def _set(owner: Any, replacements: dict[str, Any]) -> None:
     for name, replacement in replacements.items():
         setattr(owner, name, replacement)
