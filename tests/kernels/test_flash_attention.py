@@ -35,7 +35,7 @@ SHAPES = {
     "wide": (35, 1, 1, 1, 192, 128),
 }
 # Relative error in norm: of the output, and of the gradients.
-TOLERANCE = {torch.float32: (3e-6, 3e-5), torch.bfloat16: (4e-3, 1e-2)}
+TOLERANCE = {torch.float32: (3e-6, 2e-4), torch.bfloat16: (4e-3, 1e-2)}
 
 
 @pytest.mark.skipif(INTERPRETED or torch.cuda.is_available(), reason="the kernels run here")
@@ -142,13 +142,15 @@ def test_model_with_flash_equals_augmented_model(config, path):
     packed = apart("thd")["packed"] if path == "thd" else None
     tokens = torch.arange(32 if packed is None else int(packed.cu_seqlens_q[-1])).unsqueeze(0) % 96
     results = []
+    lm = perturb(model(config())).to(DEVICE)
     for backend in (AttnBackend.flash, AttnBackend.fused):
-        lm = perturb(model(config())).to(DEVICE).eval()
         # Not before: Megatron fixes the backend of a process by environment variables.
         lm.config.attention_backend = backend
+        lm.zero_grad()
         logits = lm(tokens.to(DEVICE), tokens.to(DEVICE), None, packed_seq_params=packed)
         logits.float().square().mean().backward()
-        gradients = {n: p.grad for n, p in lm.named_parameters() if p.grad is not None}
+        found = lm.named_parameters()
+        gradients = {n: p.grad.clone() for n, p in found if p.grad is not None}
         results.append({"logits": logits.detach(), **gradients})
     for name, value in results[0].items():
-        torch.testing.assert_close(value, results[1][name], rtol=1e-3, atol=2e-4, msg=name)
+        torch.testing.assert_close(value, results[1][name], rtol=1e-3, atol=1e-5)
