@@ -25,7 +25,7 @@ from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_
 from megatron.training.arguments import parse_and_validate_args, parse_args
 from torch import Tensor
 
-from helm_megatron import platform
+from helm_megatron import flops, platform
 from helm_megatron.analysis.monitor import Monitor
 from helm_megatron.arguments import add_helm_args, config_from_args
 from helm_megatron.builder import HelmModelConfig
@@ -206,6 +206,7 @@ def main() -> None:
     platform.use_compiled_helpers()
     reshard.install()
     joined.install()
+    flops.install()
     files.read_only_data()
     be_one_process_without_launcher()
     args = checked_args()

@@ -15,9 +15,9 @@ SOURCES = sorted(
 # What each part of the package may import of the others.
 MAY_IMPORT = {
     "geometry": set(),
-    "config": set(),
     "kernels": {"geometry"},
-    "layers": {"geometry", "config", "kernels"},
+    "config": set(),
+    "layers": {"geometry", "kernels", "config"},
     "moe": {"geometry", "config", "layers"},
     "optim": {"geometry"},
     "specs": {"geometry", "config", "layers", "moe"},

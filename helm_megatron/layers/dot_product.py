@@ -97,6 +97,7 @@ class DotProductAttention(MegatronModule):
             k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
             return lower_right_attention(q, k, v, self.softmax_scale)
         allowed = None if mask is None else ~mask
+        # Torch's causal bias allocates its whole size, so it is made only where it is needed.
         if mask is None and not square:
             allowed = causal_lower_right(q.shape[-2], k.shape[-2])
         return F.scaled_dot_product_attention(

@@ -18,8 +18,10 @@ from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor
 from torch.nn import Parameter
 
-from helm_megatron.geometry import lorentz
-from helm_megatron.geometry.lorentz import Scalar, at_least_fp32
+from helm_megatron.geometry.lorentz import Scalar
+from helm_megatron.kernels.gated import gated as gate_with_time
+from helm_megatron.kernels.norm2 import norm2, time
+from helm_megatron.kernels.time_term import add_time_term
 from helm_megatron.layers.parallel import (
     filled_parameter,
     mark_like,
@@ -27,14 +29,6 @@ from helm_megatron.layers.parallel import (
     sum_over_row_shards,
     time_into_columns,
 )
-
-
-def add_time_term(y: Tensor, time: Tensor, time_weight: Tensor, bias: Tensor | None) -> Tensor:
-    """y `[.., out]` + time `[.., 1]` * time_weight `[out]` + bias `[out]`, summed in fp32."""
-    out = torch.addcmul(at_least_fp32(y), time, at_least_fp32(time_weight))
-    if bias is not None:
-        out = out + at_least_fp32(bias)
-    return out.to(y.dtype)
 
 
 # Base of the mixins to the type checker: some backend's linear. At run time each is mixed with one.
@@ -84,8 +78,12 @@ class _LorentzColumn(_Linear):
         weight: Tensor | None = None,
         runtime_gather_output: bool | None = None,
         curvature: Scalar | None = None,
+        gated: bool = False,
     ) -> tuple[Tensor, None]:
-        """Map points `[s, b, in]` to space coordinates `[s, b, out / tp]`, gathered if asked."""
+        """Map points `[s, b, in]` to space coordinates `[s, b, out / tp]`, gathered if asked.
+
+        `gated` takes SwiGLU of them on the way, silu of the first half times the second.
+        """
         built_to_gather = getattr(self, "gather_output", False)
         gather = built_to_gather if runtime_gather_output is None else runtime_gather_output
         # Options that only Megatron's own linear knows; the gather comes after the time term.
@@ -94,9 +92,10 @@ class _LorentzColumn(_Linear):
             options["runtime_gather_output"] = False
         y, _ = super().forward(input_, **options)
         c = self.curvature if curvature is None else curvature
-        time = time_into_columns(lorentz.time(input_, c), self)
+        t = time_into_columns(time(input_, c), self)
         # Some backends keep an empty tensor where they have no bias.
-        y = add_time_term(y, time, self.time_weight, self.bias if self.has_bias else None)
+        tail = gate_with_time if gated else add_time_term
+        y = tail(y, t, self.time_weight, self.bias if self.has_bias else None)
         if gather:
             y = gather_from_tensor_model_parallel_region(y, group=self.tp_group)
         return y, None
@@ -150,11 +149,9 @@ class _LorentzRow(_Linear):
         y, _ = super().forward(input_)
         if getattr(self, "explicit_expert_comm", False):
             y = sum_over_row_shards(y, self)
-        square = at_least_fp32(input_).square().sum(-1, keepdim=True)
         c = self.curvature if curvature is None else curvature
-        time = (sum_over_row_shards(square, self) + c).sqrt()
-        bias = self.bias if self.has_bias else None
-        return add_time_term(y, time, self.time_weight, bias), None
+        t = (sum_over_row_shards(norm2(input_), self) + c).sqrt()
+        return add_time_term(y, t, self.time_weight, self.bias if self.has_bias else None), None
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
@@ -205,8 +202,7 @@ class _LorentzReplicated(_Linear):
     def forward(self, input_: Tensor) -> tuple[Tensor, None]:
         """Map points `[s, b, in]` to space coordinates `[s, b, out]`."""
         y, _ = super().forward(input_)
-        time = lorentz.time(input_, self.curvature)
-        return add_time_term(y, time, self.time_weight, self.bias), None
+        return add_time_term(y, time(input_, self.curvature), self.time_weight, self.bias), None
 
 
 class _HeadsRow(_Linear):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from helm_megatron.config import ambient_residual_scale
 from helm_megatron.geometry import lorentz
+from helm_megatron.kernels.residual import residual
 from helm_megatron.layers.parallel import replicated_parameter
 
 
@@ -41,12 +42,7 @@ class LorentzResidual(MegatronModule):
         scale: lorentz.Scalar = self.scale
         if self.log_scale is not None:
             scale = lorentz.at_least_fp32(self.log_scale).exp()
-        c = self.config.helm.curvature
-        if self.input_curvature is None:
-            return lorentz.residual(x, f, self.weight, scale, c)
-        time = lorentz.time(x, self.input_curvature) + self.weight * lorentz.time(f, c)
-        space = lorentz.at_least_fp32(x) + self.weight * lorentz.at_least_fp32(f)
-        return (scale * lorentz.normalize(time, space, c)).to(x.dtype)
+        return residual(x, f, self.weight, scale, self.config.helm.curvature, self.input_curvature)
 
     def forward(self, training: bool, fused: bool) -> Callable[..., Tensor]:
         """Megatron's protocol: returns the function of ((f, bias), x, dropout probability)."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from helm_megatron.geometry import lorentz
 from helm_megatron.layers.mlp import LorentzMLP
 from helm_megatron.layers.parallel import mark_like
-from helm_megatron.moe.curvature import ExpertCurvature
+from helm_megatron.moe.curvature import ExpertCurvature, bounded_softplus
 
 
 class MiceExpert(LorentzMLP):
@@ -51,7 +51,10 @@ class MiceExpert(LorentzMLP):
 
 
 class MiceExperts(SequentialMLP):
-    """The experts of this rank; checkpoints name them by global index, as Megatron's do."""
+    """The experts of this rank, one after the other; the plain form of `GroupedMiceExperts`.
+
+    Checkpoints name experts by their global index, as Megatron's do.
+    """
 
     def __init__(
         self,
@@ -76,6 +79,12 @@ class MiceExperts(SequentialMLP):
             MiceExpert(config, submodules, first + i, tp_group=self.tp_group)
             for i in range(num_local_experts)
         )
+
+    def curvatures(self) -> Tensor:
+        """Curvatures of this rank's experts, `[local experts]`."""
+        experts: Any = self.local_experts
+        parameters = [expert.curvature.raw for expert in experts]
+        return bounded_softplus(torch.cat(parameters))
 
     def forward(self, tokens: Tensor, tokens_per_expert: Tensor) -> Tensor:
         """Apply each expert to its run of `tokens` `[n, hidden]`, sorted by expert."""

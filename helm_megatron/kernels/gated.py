@@ -1,0 +1,54 @@
+"""SwiGLU of y + time * w_t + b, the tail of a gated fc1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from helm_megatron.geometry.lorentz import at_least_fp32
+from helm_megatron.kernels import backend, time_term
+
+
+def gated(y: Tensor, time: Tensor, time_weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`geometry.tails.gated`; may overwrite y, so y must be a fresh matrix product."""
+    return _Gated.apply(y, time, time_weight, bias)
+
+
+class _Gated(torch.autograd.Function):
+    """Saves the sum, in y's place; silu and the product are computed again in backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, y: Tensor, time: Tensor, time_weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        if backend.uses_triton(y):
+            ctx.save_for_backward(y, time, time_weight, bias)
+            return backend.kernels("gated").forward(y, time, time_weight, bias)
+        time_term.add_in_place(y, time, time_weight, bias)
+        ctx.save_for_backward(y, time, time_weight, bias)
+        gate, up = y.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        y, time, time_weight, bias = ctx.saved_tensors
+        needed = ctx.needs_input_grad[1:]
+        if backend.uses_triton(y):
+            return backend.kernels("gated").backward(grad, y, time, time_weight, bias, needed)
+        by_sum = _swiglu_backward(grad, y)
+        return by_sum, *time_term.gradients(by_sum, time, time_weight, needed)
+
+
+def _swiglu_backward(grad: Tensor, y: Tensor) -> Tensor:
+    """Gradient of both halves of y, written into one tensor as the matrix product wants it."""
+    gate, up = y.chunk(2, dim=-1)
+    out = torch.empty_like(y)
+    by_gate, by_up = out.chunk(2, dim=-1)
+    product = grad * up
+    torch.ops.aten.silu_backward.grad_input(product, gate, grad_input=by_gate)
+    torch.ops.aten.silu.out(gate, out=product)
+    torch.mul(grad, product, out=by_up)
+    return out

@@ -1,0 +1,114 @@
+"""The Lorentz residual with a backward of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from helm_megatron.geometry import lorentz
+from helm_megatron.geometry.lorentz import Scalar, at_least_fp32
+from helm_megatron.kernels import backend
+from helm_megatron.kernels.norm2 import norm
+
+# Clamp of |<z,z>|, as in the twin.
+EPS = 1e-4
+
+
+def residual(
+    x: Tensor, f: Tensor, weight: Tensor, scale: Scalar, c: Scalar, c_x: Scalar | None = None
+) -> Tensor:
+    """`geometry.lorentz.residual` of x and f `[.., d]`, with weight and scale one number each.
+
+    The twin itself computes what is rare: curvatures that are tensors, weights by token.
+    """
+    c_x = c if c_x is None else c_x
+    tensors = isinstance(c, Tensor) or isinstance(c_x, Tensor)
+    if tensors or weight.numel() > 1 or x.dtype != f.dtype:
+        return lorentz.residual(x, f, weight, scale, c, EPS, c_x)
+    return _Residual.apply(x, f, weight, scale, c, c_x)
+
+
+class _Residual(torch.autograd.Function):
+    """out = k (x + w f), k = scale sqrt(c / |n|), n = c_x + w^2 c - 2 w <x,f>.
+
+    Beside x and f, which their linears and norms mostly keep anyway, it saves three numbers a
+    token: both times and <x,f>.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, f: Tensor, weight: Tensor, scale: Scalar, c: float, c_x: float
+    ) -> Tensor:
+        ctx.curvatures = c, c_x
+        if backend.uses_triton(x):
+            out, *tokens = backend.kernels("residual").forward(x, f, weight, scale, c, c_x)
+        else:
+            out, *tokens = _forward(x, f, weight, scale, c, c_x)
+        learned = isinstance(scale, Tensor)
+        ctx.scale = None if learned else scale
+        ctx.save_for_backward(x, f, weight, scale if learned else None, *tokens)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        x, f, weight, scale, *tokens = ctx.saved_tensors
+        backward = _backward
+        if backend.uses_triton(x):
+            backward = backend.kernels("residual").backward
+        factor = ctx.scale if scale is None else scale
+        by_x, by_f, by_weight, by_log_scale = backward(
+            grad, x, f, weight, factor, *tokens, *ctx.curvatures
+        )
+        by_scale = None
+        if scale is not None:
+            by_scale = (by_log_scale / scale).view_as(scale).to(scale.dtype)
+        return by_x, by_f, by_weight.view_as(weight).to(weight.dtype), by_scale, None, None
+
+
+def factors(
+    inner: Tensor, weight: Tensor, scale: Scalar, c: float, c_x: float
+) -> tuple[Tensor, Tensor]:
+    """n and k of the tokens, given <x,f>."""
+    n = c_x + c * weight * weight - 2 * weight * inner
+    return n, n.abs().clamp_min(EPS).rsqrt() * (scale * c**0.5)
+
+
+def _forward(
+    x: Tensor, f: Tensor, weight: Tensor, scale: Scalar, c: float, c_x: float
+) -> tuple[Tensor, ...]:
+    wide_x, wide_f = at_least_fp32(x), at_least_fp32(f)
+    w = weight.to(wide_x.dtype)
+    x_t = norm(wide_x).square_().add_(c_x).sqrt_()
+    f_t = norm(wide_f).square_().add_(c).sqrt_()
+    inner = (wide_x * wide_f).sum(-1, keepdim=True).addcmul_(x_t, f_t, value=-1)
+    _, k = factors(inner, w, scale, c, c_x)
+    out = torch.addcmul(wide_x, wide_f, w).mul_(k)
+    return out.to(x.dtype), x_t, f_t, inner
+
+
+def _backward(
+    grad: Tensor,
+    x: Tensor,
+    f: Tensor,
+    weight: Tensor,
+    scale: Scalar,
+    x_t: Tensor,
+    f_t: Tensor,
+    inner: Tensor,
+    c: float,
+    c_x: float,
+) -> tuple[Tensor, ...]:
+    """Gradients of x, f, the weight and the scale's logarithm."""
+    g, wide_x, wide_f = at_least_fp32(grad), at_least_fp32(x), at_least_fp32(f)
+    w = weight.to(g.dtype)
+    n, k = factors(inner, w, scale, c, c_x)
+    g_f = (g * wide_f).sum(-1, keepdim=True)
+    g_z = (g * wide_x).sum(-1, keepdim=True) + w * g_f
+    by_n = torch.where(n.abs() < EPS, 0.0, g_z * k / (-2 * n))
+    by_inner = -2 * w * by_n
+    by_x = (g * k).addcmul_(wide_f, by_inner).addcmul_(wide_x, -by_inner * f_t / x_t)
+    by_f = (g * (k * w)).addcmul_(wide_x, by_inner).addcmul_(wide_f, -by_inner * x_t / f_t)
+    by_weight = (k * g_f + 2 * by_n * (c * w - inner)).sum()
+    return by_x.to(x.dtype), by_f.to(f.dtype), by_weight, (g_z * k).sum()
