@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from helm_megatron.geometry.lorentz import at_least_fp32
 from helm_megatron.kernels import backend, time_term
 
 
