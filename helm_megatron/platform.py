@@ -61,6 +61,8 @@ def setup() -> bool:
         return False
     if "megatron.core" in sys.modules:
         raise RuntimeError("call helm_megatron.platform.setup() before megatron is imported")
+    # It warns that there is no CUDA.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     _redirect_devices()
     _stand_in_for_cuda()
     _share_the_generator()
