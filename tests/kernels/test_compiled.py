@@ -13,6 +13,7 @@ from tests.kernels.cases import CASES
 from tests.kernels.test_fused import results
 
 triton = pytest.importorskip("triton")
+KERNELS = ["time", "time_term", "gated", "residual", "residual_learned_scale"]
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}
 
 
@@ -40,7 +41,7 @@ def compile_only(kernel, grid, *args, **options):
     torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1",
     reason="the kernels themselves run",
 )
-@pytest.mark.parametrize("name", ["time", "time_term", "gated", "residual", "residual_learned_scale"])
+@pytest.mark.parametrize("name", KERNELS)
 def test_kernels_compile_for_an_nvidia_gpu(name, monkeypatch):
     launched = []
 
