@@ -42,6 +42,43 @@ def add_helm_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         default="lorentz",
         help="lorentz: HELM; euclidean: its twin, Megatron's own leaves under the same flags.",
     )
+    _add_curvature_args(group)
+    group.add_argument(
+        "--helm-embedding",
+        choices=["euclidean", "lorentz"],
+        default="euclidean",
+        help="euclidean: a free table, read as space coordinates; lorentz: points at "
+        "--embedding-curvature, rescaled to --curvature, updated by --embedding-optimizer.",
+    )
+    group.add_argument(
+        "--disable-lorentz-bias",
+        action="store_true",
+        help="Lorentz linears without a bias (--disable-bias-linear is about Euclidean ones).",
+    )
+    group.add_argument(
+        "--residual-scale",
+        type=float,
+        default=None,
+        help="Scale of the Lorentz residual, in units of sqrt(hidden-size + 1). Default: 4 for "
+        "HELM-D, 1 with --multi-latent-attention or --num-experts (HELM-MiCE).",
+    )
+    group.add_argument(
+        "--learn-residual-scale", action="store_true", help="Learn the scale of every residual."
+    )
+    group.add_argument(
+        "--logits-chunk-size",
+        type=int,
+        default=None,
+        metavar="TOKENS",
+        help="Compute logits and loss of so many positions of a sequence at a time, and again in "
+        "the backward pass: the logits of all others take no memory (default: all at once).",
+    )
+    _add_optimizer_args(parser)
+    _add_mice_args(parser)
+    return parser
+
+
+def _add_curvature_args(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--curvature", type=float, default=1.0, help="c of the hidden activations (default 1)."
     )
@@ -66,31 +103,6 @@ def add_helm_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         default=None,
         help="c of the points that give the logits (default: --curvature).",
     )
-    group.add_argument(
-        "--helm-embedding",
-        choices=["euclidean", "lorentz"],
-        default="euclidean",
-        help="euclidean: a free table, read as space coordinates; lorentz: points at "
-        "--embedding-curvature, rescaled to --curvature, updated by --embedding-optimizer.",
-    )
-    group.add_argument(
-        "--disable-lorentz-bias",
-        action="store_true",
-        help="Lorentz linears without a bias (--disable-bias-linear is about Euclidean ones).",
-    )
-    group.add_argument(
-        "--residual-scale",
-        type=float,
-        default=None,
-        help="Scale of the Lorentz residual, in units of sqrt(hidden-size + 1). Default: 4 for "
-        "HELM-D, 1 with --multi-latent-attention or --num-experts (HELM-MiCE).",
-    )
-    group.add_argument(
-        "--learn-residual-scale", action="store_true", help="Learn the scale of every residual."
-    )
-    _add_optimizer_args(parser)
-    _add_mice_args(parser)
-    return parser
 
 
 def _add_optimizer_args(parser: argparse.ArgumentParser) -> None:
@@ -197,6 +209,7 @@ def helm_config_from_args(args: argparse.Namespace) -> HelmConfig:
         mice_bias_update=args.mice_bias_update,
         mice_curvature_init=(low, high),
         mice_learn_curvature=not args.mice_fixed_curvature,
+        logits_chunk_size=args.logits_chunk_size,
     )
 
 

@@ -27,7 +27,6 @@ _UNSUPPORTED = {
     "moe_shared_expert_gate": (False, "the shared expert's weight is 1"),
     "moe_latent_size": (None, "not with HELM's experts"),
     "moe_apply_probs_on_input": (False, "experts are weighed when they are combined"),
-    "moe_grouped_gemm": (False, "HELM's experts are run one by one"),
     "sft": (False, "pretrain_helm.py pretrains only"),
     "fim_data": (False, "pretrain_helm.py has no fill-in-the-middle data"),
     "check_for_spiky_loss": (False, "pretrain_helm.py looks for NaN and Inf only"),
@@ -53,6 +52,7 @@ def check_args(args: argparse.Namespace) -> None:
         _geometry_rules,
         _layer_rules,
         _moe_rules,
+        _loss_rules,
         _optimizer_rules,
         _layout_rules,
         _document_rules,
@@ -158,6 +158,10 @@ def _moe_rules(args: argparse.Namespace) -> Rules:
         dispatcher not in ("alltoall", "allgather"),
         f"--moe-token-dispatcher-type {dispatcher}: use alltoall or allgather",
     )
+    yield (
+        args.moe_grouped_gemm and bool(args.fp8) and args.geometry == "lorentz",
+        "--moe-grouped-gemm: HELM's grouped experts know no FP8; drop it, or --fp8-format",
+    )
     experts, freq = args.num_experts, args.moe_layer_freq
     yield (
         args.moe_router_topk > experts,
@@ -189,6 +193,17 @@ def _moe_rules(args: argparse.Namespace) -> Rules:
             args.moe_expert_capacity_factor is not None,
             f"{need} every chosen expert: drop --moe-expert-capacity-factor",
         )
+
+
+def _loss_rules(args: argparse.Namespace) -> Rules:
+    chunk = args.logits_chunk_size
+    yield chunk is not None and chunk < 1, f"--logits-chunk-size {chunk}: must be 1 or more"
+    native = args.cross_entropy_loss_fusion and args.cross_entropy_fusion_impl == "native"
+    yield (
+        native and not args.bf16,
+        "--cross-entropy-fusion-impl native: rounds its gradient to bf16; pass --bf16, or drop "
+        "--cross-entropy-loss-fusion",
+    )
 
 
 # What Riemannian Adam does not work with: Megatron's attribute, and its harmless value.

@@ -30,8 +30,9 @@ from megatron.core.transformer.transformer_layer import (
     get_transformer_layer_offset,
 )
 
-from helm_megatron.layers.attention import DotProductAttention, lorentz_attention
+from helm_megatron.layers.attention import lorentz_attention
 from helm_megatron.layers.curved_layer import CurvedLayer, with_curvature
+from helm_megatron.layers.dot_product import DotProductAttention
 from helm_megatron.layers.head import FinalProjectionNorm
 from helm_megatron.layers.latent_attention import LatentAttentionSubmodules, LatentSelfAttention
 from helm_megatron.layers.linear import (
@@ -45,6 +46,7 @@ from helm_megatron.layers.mlp import LorentzMLP, LorentzSharedExpert
 from helm_megatron.layers.norm import RMSNorm
 from helm_megatron.layers.residual import LorentzResidual
 from helm_megatron.moe.experts import MiceExperts
+from helm_megatron.moe.grouped import GroupedMiceExperts
 from helm_megatron.moe.layer import MiceLayer
 from helm_megatron.moe.router import MiceRouter
 
@@ -58,6 +60,8 @@ class Backend:
     replicated: Any = ReplicatedLinear
     norm: Any = RMSNorm
     core_attention: Any = DotProductAttention
+    # Megatron's grouped experts, which need Transformer Engine.
+    grouped_experts: Any = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ def backend_of(config: TransformerConfig) -> Backend:
         replicated=_duplicated(TELinear),
         norm=te.layer_norm(rms_norm=True),
         core_attention=te.core_attention(),
+        grouped_experts=te.grouped_mlp_modules(True),
     )
 
 
@@ -111,7 +116,9 @@ def lorentz_leaves(backend: Backend, config: TransformerConfig) -> Leaves:
         linear_proj=lorentz_heads(backend.row),
         residual=ModuleSpec(module=LorentzResidual, params={"config": config}),
         mlp=functools.partial(LorentzMLP.as_mlp_submodule, submodules=linears),
-        experts=functools.partial(MiceExperts, submodules=linears),
+        experts=functools.partial(
+            GroupedMiceExperts if config.moe_grouped_gemm else MiceExperts, submodules=linears
+        ),
         shared_experts=functools.partial(LorentzSharedExpert, submodules=linears),
         router=MiceRouter,
         moe_layer=MiceLayer,
@@ -122,6 +129,9 @@ def lorentz_leaves(backend: Backend, config: TransformerConfig) -> Leaves:
 def euclidean_leaves(backend: Backend, config: TransformerConfig) -> Leaves:
     """Megatron's own leaves: the Euclidean twin of the same flags."""
     linears = MLPSubmodules(linear_fc1=backend.column, linear_fc2=backend.row)
+    experts = functools.partial(SequentialMLP, submodules=linears)
+    if config.moe_grouped_gemm and backend.grouped_experts is not None:
+        experts = backend.grouped_experts
     return Leaves(
         column=backend.column,
         row=backend.row,
@@ -131,7 +141,7 @@ def euclidean_leaves(backend: Backend, config: TransformerConfig) -> Leaves:
         linear_proj=backend.row,
         residual=get_bias_dropout_add,
         mlp=functools.partial(MLP.as_mlp_submodule, submodules=linears),
-        experts=functools.partial(SequentialMLP, submodules=linears),
+        experts=experts,
         shared_experts=functools.partial(SharedExpertMLP, submodules=linears),
         router=TopKRouter,
         moe_layer=MoELayer,

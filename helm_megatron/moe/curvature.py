@@ -38,6 +38,11 @@ class _Bounded(torch.autograd.Function):
         return grad.masked_fill(outward, 0)
 
 
+def bounded_softplus(raw: Tensor) -> Tensor:
+    """Curvatures of raw parameters of any shape: positive, within `CURVATURES`, at least fp32."""
+    return _Bounded.apply(F.softplus(at_least_fp32(raw)))
+
+
 class ExpertCurvature(torch.nn.Module):
     """c = softplus(raw) within `CURVATURES`, raw `[1]` learned or fixed (`mice_learn_curvature`).
 
@@ -68,4 +73,4 @@ class ExpertCurvature(torch.nn.Module):
 
     def forward(self) -> Tensor:
         """The curvature `[1]`, in at least fp32."""
-        return _Bounded.apply(F.softplus(at_least_fp32(self.raw)))
+        return bounded_softplus(self.raw)

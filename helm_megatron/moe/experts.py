@@ -17,7 +17,7 @@ from torch import Tensor
 from helm_megatron.geometry import lorentz
 from helm_megatron.layers.mlp import LorentzMLP
 from helm_megatron.layers.parallel import mark_like
-from helm_megatron.moe.curvature import ExpertCurvature
+from helm_megatron.moe.curvature import ExpertCurvature, bounded_softplus
 
 
 class MiceExpert(LorentzMLP):
@@ -40,18 +40,21 @@ class MiceExpert(LorentzMLP):
         self.curvature = ExpertCurvature(config, index, self.tp_group)
         mark_like(self.curvature.raw, self.linear_fc1.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """Points of L_c `[tokens, hidden]` to points of L_c; whole on every rank of the expert."""
         c, c_e = self.config.helm.curvature, self.curvature()
         # Up to fc1 each rank's gradient covers its own features only.
         c_in = copy_to_tensor_model_parallel_region(c_e, group=self.tp_group)
-        gate, up = self.linear_fc1(lorentz.rescale(x, c, c_in), curvature=c_in)[0].chunk(2, dim=-1)
-        y, _ = self.linear_fc2(self.config.activation_func(gate) * up, curvature=c_e)
+        h, _ = self.linear_fc1(lorentz.rescale(x, c, c_in), curvature=c_in, gated=True)
+        y, _ = self.linear_fc2(h, curvature=c_e)
         return lorentz.rescale(y, c_e, c)
 
 
 class MiceExperts(SequentialMLP):
-    """The experts of this rank; checkpoints name them by global index, as Megatron's do."""
+    """The experts of this rank, one after the other; the plain form of `GroupedMiceExperts`.
+
+    Checkpoints name experts by their global index, as Megatron's do.
+    """
 
     def __init__(
         self,
@@ -76,6 +79,12 @@ class MiceExperts(SequentialMLP):
             MiceExpert(config, submodules, first + i, tp_group=self.tp_group)
             for i in range(num_local_experts)
         )
+
+    def curvatures(self) -> Tensor:
+        """Curvatures of this rank's experts, `[local experts]`."""
+        experts: Any = self.local_experts
+        parameters = [expert.curvature.raw for expert in experts]
+        return bounded_softplus(torch.cat(parameters))
 
     def forward(self, tokens: Tensor, tokens_per_expert: Tensor) -> Tensor:
         """Apply each expert to its run of `tokens` `[n, hidden]`, sorted by expert."""

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from helm_megatron.geometry import lorentz, tails
-from helm_megatron.kernels import gated, norm2, residual, time_term
+from helm_megatron.geometry.mixture import mixture as plain_mixture
+from helm_megatron.kernels import gated, mixture, norm2, residual, time_term
 
 TOKENS = (13, 3)
 
@@ -24,9 +25,9 @@ class Case:
         out = []
         for name, shape in self.shapes.items():
             x = torch.randn(shape, generator=generator, dtype=torch.float64)
-            if name in ("time", "scale", "curvature"):
+            if name in ("time", "scale", "curvature", "weights"):
                 x = x.abs() + 0.5
-            wide = name in ("time", "curvature")
+            wide = name in ("time", "curvature", "weights")
             x = x.to(lorentz.at_least_fp32(torch.empty((), dtype=dtype)).dtype if wide else dtype)
             out.append(x.to(device).requires_grad_())
         return out
@@ -81,6 +82,22 @@ def times():
     }
 
 
+def mixtures():
+    """Rows in any order; the twin takes their shared points or none."""
+    slots = torch.randperm(39, generator=torch.Generator().manual_seed(2)).view(13, 3)
+    shapes = {"rows": (39, 77), "weights": 39}
+
+    def case(function, c):
+        return lambda y, w, shared=None: function(y, w, slots.to(y.device), shared, c)
+
+    return {
+        "": Case(
+            case(mixture.mixture, 1.3), case(plain_mixture, 1.3), shapes | {"shared": (13, 77)}
+        ),
+        "_unshared": Case(case(mixture.mixture, 0.4), case(plain_mixture, 0.4), shapes),
+    }
+
+
 CASES = {
     f"{name}{variant}": case
     for name, cases in {
@@ -88,6 +105,7 @@ CASES = {
         "gated": tail(gated.gated, tails.gated, 2 * 257),
         "residual": residuals(),
         "time": times(),
+        "mixture": mixtures(),
     }.items()
     for variant, case in cases.items()
 }

@@ -13,8 +13,8 @@ from tests.kernels.cases import CASES
 from tests.kernels.test_fused import results
 
 triton = pytest.importorskip("triton")
-KERNELS = ["time", "time_term", "gated", "residual", "residual_learned_scale"]
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}
+POINTERS = TYPES | {torch.int32: "*i32", torch.int64: "*i64"}
 
 
 def compile_only(kernel, grid, *args, **options):
@@ -28,7 +28,7 @@ def compile_only(kernel, grid, *args, **options):
         if name in constants:
             signature[name] = "constexpr"
         elif isinstance(value, torch.Tensor):
-            signature[name] = TYPES[value.dtype]
+            signature[name] = POINTERS[value.dtype]
         else:
             signature[name] = "fp32" if isinstance(value, float) else "i32"
     source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=constants)
@@ -41,7 +41,13 @@ def compile_only(kernel, grid, *args, **options):
     torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1",
     reason="the kernels themselves run",
 )
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("time", "time_term", "gated", "residual", "residual_learned_scale"),
+        *("mixture", "mixture_unshared"),
+    ],
+)
 def test_kernels_compile_for_an_nvidia_gpu(name, monkeypatch):
     launched = []
 

@@ -51,7 +51,10 @@ REFUSED = {
     "--sequence-parallel": [*DENSE, *MICE, "--tensor-model-parallel-size", 2],
     "--curvature": [*DENSE, "--curvature", 0],
     "--mice-curvature-init": [*DENSE, "--mice-curvature-init", 1, 2, 3],
-    "--moe-grouped-gemm": [*DENSE, *MICE, "--moe-grouped-gemm"],
+    "--moe-grouped-gemm": [
+        *DENSE, *MICE, "--moe-grouped-gemm", "--fp8-format", "hybrid", "--transformer-impl",
+        "transformer_engine",
+    ],
     "--moe-token-dispatcher-type": [
         *DENSE, *MICE, "--moe-token-dispatcher-type", "allgather", "--mice-combine", "reference"
     ],
