@@ -15,6 +15,10 @@ from tests.kernels.test_fused import results
 triton = pytest.importorskip("triton")
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}
 POINTERS = TYPES | {torch.int32: "*i32", torch.int64: "*i64"}
+without_gpu = pytest.mark.skipif(
+    torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1",
+    reason="the kernels themselves run",
+)
 
 
 def compile_only(kernel, grid, *args, **options):
@@ -25,7 +29,8 @@ def compile_only(kernel, grid, *args, **options):
     signature = {}
     for name in kernel.arg_names:
         value = values[name]
-        if name in constants:
+        if name in constants or value is None:
+            constants[name] = value
             signature[name] = "constexpr"
         elif isinstance(value, torch.Tensor):
             signature[name] = POINTERS[value.dtype]
@@ -37,18 +42,8 @@ def compile_only(kernel, grid, *args, **options):
     assert triton.compile(source, target=target, options={"num_warps": warps}).asm["cubin"]
 
 
-@pytest.mark.skipif(
-    torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1",
-    reason="the kernels themselves run",
-)
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("time", "time_term", "gated", "residual", "residual_learned_scale"),
-        *("mixture", "mixture_unshared"),
-    ],
-)
-def test_kernels_compile_for_an_nvidia_gpu(name, monkeypatch):
+def compile_instead(monkeypatch):
+    """Compile what would be launched; the names of the kernels come into the list returned."""
     launched = []
 
     def launch(kernel, grid):
@@ -57,6 +52,47 @@ def test_kernels_compile_for_an_nvidia_gpu(name, monkeypatch):
 
     monkeypatch.setattr(triton.JITFunction, "__getitem__", launch)
     monkeypatch.setattr(backend, "uses_triton", lambda x: True)
+    return launched
+
+
+@without_gpu
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("time", "time_term", "gated", "residual", "residual_learned_scale"),
+        *("mixture", "mixture_unshared"),
+    ],
+)
+def test_kernels_compile_for_an_nvidia_gpu(name, monkeypatch):
+    launched = compile_instead(monkeypatch)
     for dtype in TYPES:
         results(CASES[name].fused, CASES[name].inputs(dtype, "cpu"))
     assert len(launched) == 2 * len(TYPES), "forward and backward"
+
+
+@without_gpu
+@pytest.mark.parametrize("bounds", [None, torch.zeros(3, dtype=torch.int32)])
+def test_flash_attention_compiles(bounds, monkeypatch):
+    from helm_megatron.kernels.flash_attention import flash_attention
+
+    launched = compile_instead(monkeypatch)
+    q, k, v = (
+        torch.randn(40, 1, heads, 64, dtype=torch.bfloat16, requires_grad=True)
+        for heads in (2, 1, 1)
+    )
+    flash_attention(q, k, v, torch.ones(1), 1.0, bounds).sum().backward()
+    assert {"forward_kernel", "query_kernel", "key_kernel", "prepare_kernel"} <= {*launched}
+
+
+@without_gpu
+def test_augmentation_and_centroid_compile(monkeypatch):
+    from helm_megatron.kernels.augment import augment, centroid
+
+    launched = compile_instead(monkeypatch)
+    q, k, v = (torch.randn(5, 2, 4, 6, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    tau, shift = torch.ones(1, requires_grad=True), torch.zeros(1, 2, 4, 1)
+    for moved in (None, shift):
+        sum(out.sum() for out in augment(q, k, v, tau, 1.0, moved)).backward()
+        m = torch.randn(5, 2, 4, 8, dtype=torch.bfloat16, requires_grad=True)
+        centroid(m, 6, 1.0, moved, 1e-6).sum().backward()
+    assert len(launched) == 2 * (3 + 3 + 1 + 1)
