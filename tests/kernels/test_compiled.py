@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from helm_megatron.kernels import backend
+from tests.kernels import test_experts as experts
 from tests.kernels.cases import CASES
 from tests.kernels.test_fused import results
 
@@ -37,10 +38,27 @@ def compile_only(kernel, grid, *args, **options):
     assert triton.compile(source, target=target, options={"num_warps": warps}).asm["cubin"]
 
 
-@pytest.mark.skipif(
+without_gpu = pytest.mark.skipif(
     torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1",
     reason="the kernels themselves run",
 )
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Kernels are compiled instead of launched; their names."""
+    names = []
+
+    def launch(kernel, grid):
+        names.append(kernel.__name__)
+        return lambda *args, **options: compile_only(kernel, grid, *args, **options)
+
+    monkeypatch.setattr(triton.JITFunction, "__getitem__", launch)
+    monkeypatch.setattr(backend, "uses_triton", lambda x: True)
+    return names
+
+
+@without_gpu
 @pytest.mark.parametrize(
     "name",
     [
@@ -48,15 +66,14 @@ def compile_only(kernel, grid, *args, **options):
         *("mixture", "mixture_unshared"),
     ],
 )
-def test_kernels_compile_for_an_nvidia_gpu(name, monkeypatch):
-    launched = []
-
-    def launch(kernel, grid):
-        launched.append(kernel.__name__)
-        return lambda *args, **options: compile_only(kernel, grid, *args, **options)
-
-    monkeypatch.setattr(triton.JITFunction, "__getitem__", launch)
-    monkeypatch.setattr(backend, "uses_triton", lambda x: True)
+def test_kernels_compile_for_an_nvidia_gpu(name, launched):
     for dtype in TYPES:
         results(CASES[name].fused, CASES[name].inputs(dtype, "cpu"))
     assert len(launched) == 2 * len(TYPES), "forward and backward"
+
+
+@without_gpu
+def test_kernels_of_experts_compile_for_an_nvidia_gpu(launched):
+    loads = [3, 2]
+    experts.results(experts.inputs(loads, torch.bfloat16, "cpu", True), loads, torch.bfloat16)
+    assert len(launched) == 5, "time, and both tails forward and backward"
