@@ -1,6 +1,6 @@
 """Two ways to attend over a sequence spread over context-parallel ranks, timed in one run.
 
-`gather` is what `helm_megatron.layers.attention` does: every rank gathers keys and values.
+`gather` is what `helm_megatron.layers.dot_product` does: every rank gathers keys and values.
 `all-to-all` exchanges heads for tokens, attends to the whole sequence with a part of the heads, and
 exchanges back; it needs heads (and query groups) that the ranks divide.
 
@@ -25,9 +25,11 @@ platform.setup()
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from megatron.core.tensor_parallel.mappings import all_to_all  # noqa: E402
+from megatron.core.transformer.enums import AttnBackend  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from helm_megatron.layers.attention import DotProductAttention, augmented_width  # noqa: E402
+from helm_megatron.kernels.augment import augmented_width  # noqa: E402
+from helm_megatron.layers.dot_product import DotProductAttention  # noqa: E402
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 # Heads, query groups, width of a key and of a value head.
@@ -42,7 +44,7 @@ def core(group: dist.ProcessGroup) -> Attention:
     """The product's core without a model around it."""
     module = DotProductAttention.__new__(DotProductAttention)
     torch.nn.Module.__init__(module)
-    module.config = SimpleNamespace(sequence_parallel=False)
+    module.config = SimpleNamespace(sequence_parallel=False, attention_backend=AttnBackend.auto)
     module.softmax_scale, module.dropout, module.cp_group = 0.1, 0.0, group
     return functools.partial(module, attention_mask=None)
 

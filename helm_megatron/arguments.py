@@ -88,6 +88,14 @@ def add_helm_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     group.add_argument(
         "--learn-residual-scale", action="store_true", help="Learn the scale of every residual."
     )
+    group.add_argument(
+        "--logits-chunk-size",
+        type=int,
+        default=None,
+        metavar="TOKENS",
+        help="Compute logits and loss of so many positions of a sequence at a time, and again in "
+        "the backward pass: the logits of all others take no memory (default: all at once).",
+    )
     _add_optimizer_args(parser)
     _add_mice_args(parser)
     return parser
@@ -197,6 +205,7 @@ def helm_config_from_args(args: argparse.Namespace) -> HelmConfig:
         mice_bias_update=args.mice_bias_update,
         mice_curvature_init=(low, high),
         mice_learn_curvature=not args.mice_fixed_curvature,
+        logits_chunk_size=args.logits_chunk_size,
     )
 
 

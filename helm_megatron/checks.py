@@ -52,6 +52,7 @@ def check_args(args: argparse.Namespace) -> None:
         _geometry_rules,
         _layer_rules,
         _moe_rules,
+        _loss_rules,
         _optimizer_rules,
         _layout_rules,
         _document_rules,
@@ -192,6 +193,17 @@ def _moe_rules(args: argparse.Namespace) -> Rules:
             args.moe_expert_capacity_factor is not None,
             f"{need} every chosen expert: drop --moe-expert-capacity-factor",
         )
+
+
+def _loss_rules(args: argparse.Namespace) -> Rules:
+    chunk = args.logits_chunk_size
+    yield chunk is not None and chunk < 1, f"--logits-chunk-size {chunk}: must be 1 or more"
+    native = args.cross_entropy_loss_fusion and args.cross_entropy_fusion_impl == "native"
+    yield (
+        native and not args.bf16,
+        "--cross-entropy-fusion-impl native: rounds its gradient to bf16; pass --bf16, or drop "
+        "--cross-entropy-loss-fusion",
+    )
 
 
 # What Riemannian Adam does not work with: Megatron's attribute, and its harmless value.

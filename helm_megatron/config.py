@@ -48,6 +48,8 @@ class HelmConfig:
     # Curvatures of the first and of the last expert; those between are spaced evenly by index.
     mice_curvature_init: tuple[float, float] = (1.0, 1.0)
     mice_learn_curvature: bool = True
+    # Positions of the sequence whose logits are held at once; None: all.
+    logits_chunk_size: int | None = None
 
     def expert_curvature(self, index: int, num_experts: int) -> float:
         """Initial curvature of the expert with the given global index."""

@@ -7,6 +7,7 @@ from typing import Any
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer import TransformerConfig
 
+from helm_megatron.layers.chunked_loss import compute_in_chunks
 from helm_megatron.layers.embedding import to_hidden_curvature
 from helm_megatron.layers.head import lorentz_output_layer
 from helm_megatron.specs import block_spec
@@ -56,7 +57,7 @@ def build_model(
     `vocab_size` is the padded one. Further keywords are GPTModel's (rotary settings, tying).
     """
     model = HELMModel if config.helm.geometry == "lorentz" else GPTModel
-    return model(
+    built = model(
         config=config,
         transformer_layer_spec=block_spec(config, vp_stage=vp_stage),
         vocab_size=vocab_size,
@@ -66,3 +67,6 @@ def build_model(
         vp_stage=vp_stage,
         **kwargs,
     )
+    if post_process and config.helm.logits_chunk_size is not None:
+        compute_in_chunks(built, config.helm.logits_chunk_size)
+    return built

@@ -25,7 +25,7 @@ from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_
 from megatron.training.arguments import parse_and_validate_args, parse_args
 from torch import Tensor
 
-from helm_megatron import platform
+from helm_megatron import flops, platform
 from helm_megatron.analysis.monitor import Monitor
 from helm_megatron.arguments import add_helm_args, config_from_args
 from helm_megatron.builder import HelmModelConfig
@@ -46,6 +46,8 @@ def add_args(
     add_helm_args(parser)
     # Attention is causal without a mask; one is built only to keep documents apart.
     parser.set_defaults(create_attention_mask_in_dataloader=False, transformer_impl="local")
+    # Megatron has no default and needs a number, even with --eval-iters 0.
+    parser.set_defaults(eval_interval=1000)
     parser.set_defaults(**platform.cpu_defaults())
     parser.set_defaults(**from_checkpoint or {})
     for action in parser._actions:
@@ -204,8 +206,10 @@ def main() -> None:
     """Parse the command line and train."""
     # What Megatron's wheel needs mended on every device; without CUDA the platform has done it.
     platform.use_compiled_helpers()
+    platform.allow_odd_widths()
     reshard.install()
     joined.install()
+    flops.install()
     files.read_only_data()
     be_one_process_without_launcher()
     args = checked_args()

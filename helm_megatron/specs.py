@@ -30,8 +30,9 @@ from megatron.core.transformer.transformer_layer import (
     get_transformer_layer_offset,
 )
 
-from helm_megatron.layers.attention import DotProductAttention, lorentz_attention
+from helm_megatron.layers.attention import lorentz_attention
 from helm_megatron.layers.curved_layer import CurvedLayer, with_curvature
+from helm_megatron.layers.dot_product import DotProductAttention
 from helm_megatron.layers.head import FinalProjectionNorm
 from helm_megatron.layers.latent_attention import LatentAttentionSubmodules, LatentSelfAttention
 from helm_megatron.layers.linear import (

@@ -50,7 +50,10 @@ def parse_args() -> argparse.Namespace:
         "--text", type=Path, help="what the model reads for times and loads (default: a sample)"
     )
     parser.add_argument(
-        "--samples", type=int, default=300, help="tokens for Gromov's delta (default: 300)"
+        "--samples",
+        type=int,
+        default=tokens.SAMPLES,
+        help="tokens for Gromov's delta (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the choice of these (default: 0)")
     return parser.parse_args()
@@ -66,7 +69,7 @@ def embeddings(model: HelmForCausalLM) -> tuple[torch.Tensor, float]:
 def delta(table: torch.Tensor, c: float | None, args: argparse.Namespace) -> dict[str, str]:
     """Relative hyperbolicity of some tokens, beside that of the same coordinates shuffled."""
     generator = torch.Generator().manual_seed(args.seed)
-    chosen = table[torch.randperm(len(table), generator=generator)[: args.samples]]
+    chosen = table[tokens.sample(len(table), generator, args.samples)]
     own = tokens.relative_hyperbolicity(tokens.distances(chosen, c))
     mixed = tokens.shuffled(chosen, generator)
     control = tokens.relative_hyperbolicity(tokens.distances(mixed, c))
@@ -109,8 +112,12 @@ def analyze(folder: Path, args: argparse.Namespace) -> tuple[dict[str, str], dic
     text = args.text.read_text(encoding="utf-8") if args.text else SAMPLE
     ids = torch.tensor([tokenizer(text).input_ids[: model.config.max_position_embeddings]])
     seen = activations.observe(model, ids)
+    for number, times in enumerate(seen.times):
+        numbers[f"layer {number}: median and largest time"] = (
+            f"{times.median():.4g} {times.max():.4g}"
+        )
     for number, load in seen.loads.items():
-        numbers[f"layer {number}: share of tokens by expert"] = " ".join(f"{x:.2f}" for x in load)
+        numbers[f"layer {number}: load of the experts"] = " ".join(f"{x:.2f}" for x in load)
     for number, values in seen.curvatures.items():
         numbers[f"layer {number}: c of the experts"] = " ".join(f"{x:.3g}" for x in values)
     return numbers, pictures | figures.of_activations(out, seen)

@@ -18,7 +18,7 @@ class Activations:
 
     # Time coordinates of all tokens, one tensor a layer; none for a Euclidean model.
     times: list[Tensor] = field(default_factory=list)
-    # Share of the tokens that each expert of a layer is chosen for; they sum to top-k.
+    # Each expert's share of the choices of its layer; they sum to 1.
     loads: dict[int, Tensor] = field(default_factory=dict)
     # Curvature c of each expert of a layer.
     curvatures: dict[int, Tensor] = field(default_factory=dict)
@@ -52,6 +52,6 @@ def _keeps_load(loads: dict[int, Tensor], number: int) -> Any:
     def keep(router: Any, _: Any, out: tuple[Tensor, Tensor]) -> None:
         chosen = out[1]
         counts = torch.bincount(chosen.flatten(), minlength=router.weight.shape[0])
-        loads[number] = (counts / len(chosen)).cpu()
+        loads[number] = (counts / counts.sum()).cpu()
 
     return keep

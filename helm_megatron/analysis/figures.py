@@ -89,7 +89,7 @@ def of_activations(folder: Path, found: Activations) -> dict[str, Path]:
             folder / "curvatures.png", found.curvatures, "c"
         )
     if found.loads:
-        pictures["Share of tokens by expert"] = experts(
-            folder / "expert_load.png", found.loads, "share of tokens"
+        pictures["Load of every expert"] = experts(
+            folder / "expert_load.png", found.loads, "share of the choices"
         )
     return pictures

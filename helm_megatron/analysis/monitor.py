@@ -1,4 +1,5 @@
-"""Geometry of a model in training: expert loads, curvatures, times and temperatures, by interval.
+"""Geometry of a model in training, by interval: expert loads, curvatures, times, temperatures, and
+the radii and hyperbolicity of its token embeddings.
 
 The values are gathered where Megatron finalizes the gradients, the one place in a training step
 that all ranks reach together, and go to Megatron's log, TensorBoard and W&B.
@@ -12,10 +13,11 @@ import torch
 import torch.distributed as dist
 from megatron.core.transformer import TransformerConfig, TransformerLayer
 from megatron.core.transformer.moe.router import TopKRouter
-from megatron.training import get_args, print_rank_last
+from megatron.training import get_args, get_tokenizer, print_rank_last
 from megatron.training.global_vars import get_tensorboard_writer, get_wandb_writer
 from torch import Tensor
 
+from helm_megatron.analysis import embedding
 from helm_megatron.geometry import lorentz
 from helm_megatron.layers.attention import LorentzAttention
 from helm_megatron.moe import bias
@@ -59,19 +61,20 @@ class Monitor:
                 values = module.curvatures().detach().cpu()
                 curvature[layer, first : first + len(values)] = values
         device = torch.cuda.current_device()
-        shapes = [curvature.shape, temperature.shape, self.max_time.shape]
-        highest = torch.cat([curvature.flatten(), temperature, self.max_time]).to(device)
+        tokens = embedding.measure(model, config.helm, get_tokenizer().vocab_size)
+        found = [curvature, temperature, self.max_time, tokens]
+        highest = torch.cat([each.flatten() for each in found]).to(device)
         load = self.load.to(device)
         dist.all_reduce(highest, op=dist.ReduceOp.MAX)
         dist.all_reduce(load)
-        parts = highest.cpu().split([shape.numel() for shape in shapes])
-        curvature, temperature, max_time = (
-            part.view(shape) for part, shape in zip(parts, shapes, strict=True)
+        parts = highest.cpu().split([each.numel() for each in found])
+        curvature, temperature, max_time, tokens = (
+            part.view_as(each) for part, each in zip(parts, found, strict=True)
         )
         share = load.cpu() / load.cpu().sum(-1, keepdim=True).clamp_min(1)
-        self._write(
-            _scalars(share, curvature, temperature, max_time), get_args().curr_iteration + 1
-        )
+        scalars = dict(zip(embedding.NAMES, tokens.tolist(), strict=True))
+        scalars |= _scalars(share, curvature, temperature, max_time)
+        self._write(scalars, get_args().curr_iteration + 1)
         self.load.zero_()
         self.max_time.zero_()
 
@@ -121,6 +124,8 @@ def _scalars(
         if share[layer].sum() > 0:
             scalars[f"expert-load-min/{where}"] = share[layer].min().item()
             scalars[f"expert-load-max/{where}"] = share[layer].max().item()
+            for expert, part in enumerate(share[layer].tolist()):
+                scalars[f"expert-load/{where}-expert-{expert}"] = part
         for expert, c in enumerate(curvature[layer].tolist()):
             if c > 0:
                 scalars[f"curvature/{where}-expert-{expert}"] = c

@@ -2,42 +2,52 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from helm_megatron.geometry import lorentz
 
+# Tokens of which the hyperbolicity is computed, at a cost that grows with their number cubed.
+SAMPLES = 300
+
 
 def radii(points: Tensor, c: float) -> Tensor:
-    """Geodesic distance `[n]` of points `[n, d]` of L_c to the origin."""
-    return lorentz.distance(points, torch.zeros_like(points), c).squeeze(-1)
+    """Geodesic distance `[n]` of points `[n, d]` of L_c to the origin, in at least fp32."""
+    wide = torch.float64 if points.dtype == torch.float64 else torch.float32
+    norm = torch.linalg.vector_norm(points, dim=-1, dtype=wide)
+    return math.sqrt(c) * torch.asinh(norm / math.sqrt(c))
+
+
+def sample(tokens: int, generator: torch.Generator, samples: int = SAMPLES) -> Tensor:
+    """Indices of some of so many tokens, or of all of them if they are fewer."""
+    return torch.randperm(tokens, generator=generator)[:samples]
 
 
 def distances(points: Tensor, c: float | None) -> Tensor:
     """Distances `[n, n]` of points `[n, d]`: geodesic in L_c, or Euclidean without a c."""
     points = points.double()
+    apart = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
     if c is None:
-        return torch.cdist(points, points)
-    rows = (lorentz.distance(point, points, c).squeeze(-1) for point in points)
-    return torch.stack([*rows])
+        return apart
+    # The chord in ambient space: its square is 4 c sinh^2 of half the distance over sqrt(c).
+    time = lorentz.time(points, c)
+    chord2 = (apart.square() - (time - time.T).square()).clamp_min(0)
+    return 2 * math.sqrt(c) * torch.asinh(chord2.sqrt() / (2 * math.sqrt(c)))
 
 
 def relative_hyperbolicity(apart: Tensor) -> float:
-    """2 delta / diameter of a metric `[n, n]`: 0 for a tree, 1 at most.
+    """2 delta / diameter of a metric `[n, n]`: 0 for a tree or a single place, 1 at most.
 
     delta is Gromov's, of the four-point condition with the first point as base: the largest
     entry of A o A - A, A the Gromov products and o the (max, min) matrix product. It is at most
     twice as large for another base.
     """
-    diameter = apart.max().item()
-    if diameter == 0:
-        return 0.0
     products = (apart[:1] + apart[:, :1] - apart) / 2
-    delta = 0.0
-    for row, own in zip(products, products, strict=True):
-        longest = torch.minimum(row[:, None], products).amax(0)
-        delta = max(delta, (longest - own).max().item())
-    return 2 * delta / diameter
+    excess = [(torch.minimum(row[:, None], products).amax(0) - row).max() for row in products]
+    tiny = torch.finfo(apart.dtype).tiny
+    return (2 * torch.stack(excess).max() / apart.max().clamp_min(tiny)).item()
 
 
 def shuffled(points: Tensor, generator: torch.Generator) -> Tensor:

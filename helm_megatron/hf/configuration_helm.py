@@ -40,6 +40,8 @@ class HelmConfig(PreTrainedConfig):
     curvature: float = 1.0
     embedding_curvature: float = 1.0
     output_curvature: float = 1.0
+    # Within each layer, if not that of the hidden activations, which is that between layers.
+    layer_curvatures: list[float] | None = None
     linear_bias: bool = True
     # In units of sqrt(hidden_size + 1).
     residual_scale: float = 1.0

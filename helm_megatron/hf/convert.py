@@ -50,7 +50,7 @@ class Parameters(Protocol):
 
 @dataclass
 class Source:
-    """A model to export."""
+    """A model to convert."""
 
     name: str
     parameters: Parameters
@@ -60,6 +60,8 @@ class Source:
     logits: Callable[[Tensor], Tensor]
     # The arguments of its training run, for the model card.
     run: argparse.Namespace | None = None
+    # Flags of pretrain_helm.py that a checkpoint of it remembers beside those of the model.
+    training_flags: tuple[str, ...] = ()
 
 
 def export(
@@ -91,6 +93,21 @@ def export(
 
 def _write_tensors(source: Source, folder: Path, max_shard_bytes: int) -> None:
     config, parameters = source.config, source.parameters
+    rows, groups = checked(source)
+    values = (
+        row.rows.split(config, parameters.read(row.megatron))
+        for row in tqdm(rows, "parameters", file=sys.stderr, disable=None)
+    )
+    tensor_files.write(folder, groups, values, max_shard_bytes)
+
+
+def checked(source: Source) -> tuple[list[mapping.Row], list[list[tensor_files.Entry]]]:
+    """The rows of the mapping for all parameters, and the tensors that each row gives.
+
+    Raises:
+        ConversionError, MappingError: names or shapes are not those of the model's settings.
+    """
+    config, parameters = source.config, source.parameters
     expected = shapes_of(config)
     rows = mapping.plan(config, expected)
     check_names(source.name, parameters.names(), [row.megatron for row in rows])
@@ -111,11 +128,7 @@ def _write_tensors(source: Source, folder: Path, max_shard_bytes: int) -> None:
                 for name, shape in zip(row.hf, shapes, strict=True)
             ]
         )
-    values = (
-        row.rows.split(config, parameters.read(row.megatron))
-        for row in tqdm(rows, "parameters", file=sys.stderr, disable=None)
-    )
-    tensor_files.write(folder, groups, values, max_shard_bytes)
+    return rows, groups
 
 
 def _write_card(

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import io
 import sys
+from collections.abc import Sequence
 from typing import Any
 from unittest import mock
 
@@ -66,21 +67,25 @@ _LORENTZ = {
     "mice_combine": "--mice-combine",
     "mice_routing": "--mice-routing",
 }
-# Megatron has no flags for the rest of YaRN's settings.
 _YARN = {
     "factor": "--rotary-scaling-factor",
+    "original_max_position_embeddings": "--yarn-original-max-position-embeddings",
+    "beta_fast": "--yarn-beta-fast",
+    "beta_slow": "--yarn-beta-slow",
     "mscale": "--mscale",
     "mscale_all_dim": "--mscale-all-dim",
 }
 
 
-def arguments_of(config: HelmConfig, padded_vocab_size: int) -> argparse.Namespace:
-    """Megatron's validated arguments of the model that the config describes.
+def arguments_of(
+    config: HelmConfig, padded_vocab_size: int, others: Sequence[str] = ()
+) -> argparse.Namespace:
+    """Megatron's validated arguments of the model that the config describes, and `others`.
 
     Raises:
         SettingsError: Megatron's flags cannot name that model.
     """
-    flags = [*model_flags(config), "--padded-vocab-size", str(padded_vocab_size)]
+    flags = [*model_flags(config), "--padded-vocab-size", str(padded_vocab_size), *others]
     try:
         args = _parsed(flags)
     except (AssertionError, ValueError) as error:
@@ -111,6 +116,8 @@ def model_flags(config: HelmConfig) -> list[str]:
         flags += _moe(config)
     if config.geometry == "lorentz":
         flags += _named(config, _LORENTZ)
+        if within := config.layer_curvatures:
+            flags += ["--layer-curvature", str(within[0]), str(within[-1])]
         flags += [] if config.linear_bias else ["--disable-lorentz-bias"]
         flags += ["--learn-residual-scale"] if config.learn_residual_scale else []
     types = {"bfloat16": ["--bf16"], "float16": ["--fp16"], "float32": []}

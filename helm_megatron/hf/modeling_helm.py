@@ -1,5 +1,6 @@
 """HELM: language models that live in hyperbolic space (arXiv:2505.24722), for transformers."""
 
+import copy
 import math
 
 import torch
@@ -37,11 +38,16 @@ class HelmDecoderLayer(GradientCheckpointingLayer):
 
     def __init__(self, config, layer_idx):
         super().__init__()
+        self.outer_curvature = config.curvature
+        if config.geometry == "lorentz" and config.layer_curvatures is not None:
+            config = copy.copy(config)
+            config.curvature = config.layer_curvatures[layer_idx]
+        self.curvature = config.curvature
         attention = HelmAttention if config.kv_lora_rank is None else HelmLatentAttention
         moe = config.moe_layers[layer_idx]
         # A Euclidean table's points enter the first residual with the time of their own curvature.
-        c, own = config.curvature, config.embedding == "euclidean"
-        first = config.embedding_curvature if layer_idx == 0 and own else c
+        c, free = self.outer_curvature, config.embedding == "euclidean"
+        first = config.embedding_curvature if layer_idx == 0 and free else c
         self.input_layernorm = HelmRMSNorm(config, config.hidden_size)
         self.self_attn = attention(config, layer_idx)
         self.attn_residual = make_residual(config, None if first == c else first)
@@ -50,9 +56,11 @@ class HelmDecoderLayer(GradientCheckpointingLayer):
         self.mlp_residual = make_residual(config)
 
     def forward(self, x, mask, rotary, past_key_values=None):
+        x = rescale(x, self.outer_curvature, self.curvature)
         attended = self.self_attn(self.input_layernorm(x), mask, rotary, past_key_values)
         x = self.attn_residual(x, attended)
-        return self.mlp_residual(x, self.mlp(self.post_attention_layernorm(x)))
+        x = self.mlp_residual(x, self.mlp(self.post_attention_layernorm(x)))
+        return rescale(x, self.curvature, self.outer_curvature)
 
 
 class HelmPreTrainedModel(PreTrainedModel):

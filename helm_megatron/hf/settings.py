@@ -85,6 +85,10 @@ def hf_config(model: HelmModelConfig, vocab_size: int, **others: Any) -> HelmCon
     )
     if helm.geometry == "lorentz":
         fields |= {name: getattr(helm, name) for name in _LORENTZ}
+        if helm.layer_curvature is not None:
+            layers = range(config.num_layers)
+            within = [helm.curvature_within_layer(i, config.num_layers) for i in layers]
+            fields["layer_curvatures"] = within
     return HelmConfig(**fields | others, dtype=config.params_dtype)
 
 

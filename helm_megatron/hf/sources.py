@@ -1,4 +1,4 @@
-"""What can be exported: a Megatron checkpoint, or one of the authors' release."""
+"""What has Megatron's names: a Megatron checkpoint, or one of the authors' release."""
 
 from __future__ import annotations
 
@@ -94,27 +94,41 @@ def release(path: Path, config_file: Path, *, tokenizer: str | None = None) -> S
         CheckpointError, ConversionError, SettingsError, TextError: it cannot be exported.
     """
     state = read_release(path)
-    try:
-        released = json.loads(config_file.read_text())
-    except (OSError, ValueError) as error:
-        raise ConversionError(f"--release-config {config_file}: {error}") from error
+    released = _read_json(config_file)
     dtype = next(tensor.dtype for name, tensor in state.items() if name.endswith(".weight"))
     parameters = _released_parameters(path, state, released, dtype)
     vocab_size = parameters.shape("embedding.word_embeddings.weight")[0]
     fp32 = _released_model(path, state, released, torch.float32, vocab_size)
+    model = _released_model(path, state, released, dtype, vocab_size)
     text = Text("HuggingFaceTokenizer", tokenizer) if tokenizer else Text()
-    ids = text.vocabulary()[1] if tokenizer else {}
+    size, ids = text.vocabulary() if tokenizer else (vocab_size, {})
+    if size > vocab_size:
+        raise ConversionError(
+            f"{path} has {vocab_size} embeddings, the tokenizer {size} tokens: not its own; "
+            "--tokenizer-model names the right one"
+        )
     return Source(
         str(path),
         parameters,
-        settings.hf_config(
-            _released_model(path, state, released, dtype, vocab_size), vocab_size, **ids
-        ),
+        settings.hf_config(model, vocab_size, **ids),
         text,
         lambda tokens: in_megatron.logits(
             fp32, in_megatron.from_release(state), tokens, vocab_size
         ),
+        training_flags=("--mice-bias-update", model.transformer.helm.mice_bias_update)
+        if model.transformer.num_moe_experts
+        else (),
     )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConversionError(f"--release-config {path}: {error}") from error
+    if not isinstance(found, dict):
+        raise ConversionError(f"--release-config {path}: not a JSON object of names and values")
+    return found
 
 
 def _released_model(

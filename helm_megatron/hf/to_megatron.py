@@ -1,10 +1,14 @@
-"""A Hugging Face folder of a HELM model to a Megatron checkpoint, streamed tensor by tensor."""
+"""Models to Megatron checkpoints, streamed tensor by tensor, then compared by their logits.
+
+They come from a Hugging Face folder, from the authors' release, or are made of Llama's weights.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +24,7 @@ from helm_megatron.checkpoint import files, write
 from helm_megatron.hf import convert, flags, in_megatron, mapping, settings
 from helm_megatron.hf import warm_start as llama
 from helm_megatron.hf.configuration_helm import HelmConfig
-from helm_megatron.hf.convert import ConversionError
+from helm_megatron.hf.convert import ConversionError, Source
 from helm_megatron.hf.tensor_files import TensorFiles
 
 _TRACKER = "latest_checkpointed_iteration.txt"
@@ -82,11 +86,31 @@ def convert_folder(load: Path, save: Path, *, verify: bool = True, divisible_by:
     """
     config, tensors = read_config(load), TensorFiles(load)
     with convert.new_folder(save) as staging:
-        args = write_checkpoint(config, tensors, str(load), staging, divisible_by)
+        read = _fused(config, tensors, str(load))
+        args = write_checkpoint(config, read, staging, divisible_by)
         if verify:
             tokens = convert.text_of_folder(load).sample(config)
             actual = megatron_logits(staging, args, tokens, config.vocab_size)
             convert.compare(str(load), convert.hf_logits(load, tokens), str(save), actual)
+
+
+def convert_source(
+    source: Source, save: Path, *, verify: bool = True, divisible_by: int = 128
+) -> None:
+    """Write a model whose parameters have Megatron's names as a checkpoint for `--load save`.
+
+    Raises:
+        As `convert_folder`.
+    """
+    with convert.new_folder(save) as staging:
+        convert.checked(source)
+        args = write_checkpoint(
+            source.config, source.parameters.read, staging, divisible_by, source.training_flags
+        )
+        if verify:
+            tokens = source.text.sample(source.config)
+            actual = megatron_logits(staging, args, tokens, source.config.vocab_size)
+            convert.compare(source.name, source.logits(tokens), str(save), actual)
 
 
 def warm_start(
@@ -106,7 +130,8 @@ def warm_start(
     """
     config, tensors = llama.helm_d(load, scale)
     with convert.new_folder(save) as staging:
-        args = write_checkpoint(config, tensors, str(load), staging, divisible_by)
+        read = _fused(config, tensors, str(load))
+        args = write_checkpoint(config, read, staging, divisible_by)
         if verify:
             tokens = convert.text_of_folder(load).sample(config)
             ours = megatron_logits(staging, args, tokens, config.vocab_size)
@@ -122,13 +147,8 @@ def warm_start(
             )
 
 
-def write_checkpoint(
-    config: HelmConfig, tensors: Tensors, name: str, folder: Path, divisible_by: int
-) -> argparse.Namespace:
-    """Write a checkpoint of a model of the config with these tensors; returns its arguments."""
-    padded = calculate_padded_vocab_size(
-        config.vocab_size, divisible_by, tensor_model_parallel_size=1, logging_enabled=False
-    )
+def _fused(config: HelmConfig, tensors: Tensors, name: str) -> Callable[[str], Tensor]:
+    """Reads parameters under Megatron's names from Hugging Face tensors of this config."""
     expected = convert.shapes_of(config)
     rows = {row.megatron: row for row in mapping.plan(config, expected)}
     convert.check_names(name, tensors.names(), list(expected))
@@ -138,21 +158,43 @@ def write_checkpoint(
                 f"{name}: {tensor} has the shape {tuple(tensors.shape(tensor))}, config.json says "
                 f"{shape}"
             )
-    args = flags.arguments_of(config, padded)
-    progress = tqdm(total=len(rows), desc="parameters", file=sys.stderr, disable=None)
 
     def read(parameter: str) -> Tensor:
         row = rows[parameter]
-        fused = row.rows.join(config, [tensors.read(part) for part in row.hf])
-        if row.rows is mapping.VOCABULARY:
-            fused = F.pad(fused, (0, 0) * (fused.dim() - 1) + (0, padded - len(fused)))
+        return row.rows.join(config, [tensors.read(part) for part in row.hf])
+
+    return read
+
+
+def write_checkpoint(
+    config: HelmConfig,
+    read: Callable[[str], Tensor],
+    folder: Path,
+    divisible_by: int,
+    training_flags: Sequence[str] = (),
+) -> argparse.Namespace:
+    """Write a checkpoint of a model of the config, and return its arguments.
+
+    `read` gives each parameter by Megatron's name; the vocabulary's rows are padded here.
+    """
+    padded = calculate_padded_vocab_size(
+        config.vocab_size, divisible_by, tensor_model_parallel_size=1, logging_enabled=False
+    )
+    args = flags.arguments_of(config, padded, training_flags)
+    rows = {row.megatron: row.rows for row in mapping.plan(config, convert.shapes_of(config))}
+    progress = tqdm(total=len(rows), desc="parameters", file=sys.stderr, disable=None)
+
+    def read_padded(name: str) -> Tensor:
+        tensor = read(name)
+        if rows[name] is mapping.VOCABULARY:
+            tensor = F.pad(tensor, (0, 0) * (tensor.dim() - 1) + (0, padded - len(tensor)))
         progress.update()
-        return fused
+        return tensor
 
     with in_megatron.one_process(), FakeTensorMode():
         # Names and shapes are Megatron's own; no memory is taken for the tensors.
         plan = write.plan(in_megatron.build(settings.one_process_model_config(args)))
-    write.write(folder / "release", plan, args, read)
+    write.write(folder / "release", plan, args, read_padded)
     progress.close()
     (folder / _TRACKER).write_text("release")
     return args

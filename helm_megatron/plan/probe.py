@@ -29,7 +29,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from helm_megatron.arguments import ONE_STAGE, config_from_args
 from helm_megatron.builder import HelmModelConfig
-from helm_megatron.layers import attention
+from helm_megatron.layers import attention, dot_product
 from helm_megatron.plan.tracing import Section, Trace
 from helm_megatron.specs import moe_pattern
 from helm_megatron.verify.layouts import process_groups
@@ -200,8 +200,10 @@ def _without_data() -> Iterator[None]:
     """Stand-ins for what looks into tensors, or picks the kernel by the device."""
     with (
         mock.patch.object(CudaRNGStatesTracker, "fork", lambda *_: contextlib.nullcontext()),
-        mock.patch.object(attention, "causal_lower_right", lambda *_: None),
-        mock.patch.object(attention.F, "scaled_dot_product_attention", _flash_attention),
+        mock.patch.object(attention, "_computed_in", lambda x: x),
+        mock.patch.object(dot_product, "causal_lower_right", lambda *_: None),
+        mock.patch.object(dot_product, "lower_right_attention", _flash_attention),
+        mock.patch.object(dot_product.F, "scaled_dot_product_attention", _flash_attention),
         mock.patch.object(MoEAlltoAllTokenDispatcher, "preprocess", _spread_evenly),
     ):
         yield

@@ -30,6 +30,7 @@ from megatron.core.transformer import MLATransformerConfig, TransformerConfig  #
 from megatron.core.transformer.moe.moe_logging import destroy_moe_metrics_tracker  # noqa: E402
 from megatron.core.utils import get_batch_on_this_cp_rank  # noqa: E402
 
+from helm_megatron.analysis import embedding  # noqa: E402
 from helm_megatron.config import HelmConfig, attach  # noqa: E402
 from helm_megatron.layers.context_parallel import gather_sequence  # noqa: E402
 from helm_megatron.model import build_model  # noqa: E402
@@ -201,6 +202,18 @@ def save_weights(rank: int, model: Model, layout: Layout, directory: Path) -> No
         chunks = build(model, layout)
         verify.perturb(chunks)
         verify.save(chunks, directory / "weights")
+
+
+def embedding_geometry(
+    rank: int, model: Model, layout: Layout, directory: Path, store: Path, vocab_size: int
+) -> tuple[list[float], np.ndarray | None]:
+    """What the monitor logs of the embedding, and this rank's rows of it."""
+    with layout_of(rank, layout, store):
+        chunks = build(model, layout)
+        verify.load(chunks, directory / "weights")
+        measured = embedding.measure(chunks, chunks[0].config.helm, vocab_size).tolist()
+        table = chunks[0].module.embedding.word_embeddings if chunks[0].module.pre_process else None
+        return measured, None if table is None else table.weight.detach().numpy()
 
 
 def cut_rows(rank: int, model: Model, layout: Layout, store: Path) -> list[int]:

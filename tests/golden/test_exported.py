@@ -1,4 +1,4 @@
-"""Released checkpoints through `helm-release` to Hugging Face: the golden logits."""
+"""Released checkpoints through `helm-release` to Hugging Face and Megatron: the golden logits."""
 
 import json
 from pathlib import Path
@@ -8,10 +8,13 @@ import torch
 from golden import RTOL, assert_close, load
 from released import model_cases, under
 
-from helm_megatron.checkpoint.files import CheckpointError
-from helm_megatron.hf import sources
+from helm_megatron.checkpoint import compatibility
+from helm_megatron.checkpoint.files import CheckpointError, read_only_data
+from helm_megatron.checkpoint.stored import StoredParameters
+from helm_megatron.hf import mapping, sources, to_megatron
 from helm_megatron.hf.convert import ConversionError, export
 from helm_megatron.hf.modeling_helm import HelmForCausalLM
+from tests.hf.tool import convert, refused
 
 pytestmark = pytest.mark.usefixtures("one_process")
 
@@ -45,6 +48,47 @@ def test_golden_logits(case: str, dtype: torch.dtype, tmp_path: Path) -> None:
     # The rotary table is fp32 whatever the model's type.
     rtol = max(RTOL[dtype], 1e-6)
     assert_close(logits, tensors["logits_eval"], rtol, what="logits")
+
+
+@pytest.mark.parametrize("case", model_cases())
+def test_to_megatron(case: str, tmp_path: Path) -> None:
+    """The tool compares logits; here the parameters are, and the logits with the golden ones."""
+    path, released = written(tmp_path, case, torch.float32)
+    flags = ["--from", "helm-release", "--to", "megatron", "--load", path, "--save", tmp_path / "m"]
+    assert convert(*flags, "--release-config", released) is None
+    read_only_data()
+    source = sources.release(path, released)
+    stored = StoredParameters(tmp_path / "m" / "release")
+    for name in source.parameters.names():
+        if mapping.ignored(name) is not None:
+            continue
+        before, after = source.parameters.read(name), stored.read(name)
+        assert torch.equal(after[: len(before)], before), name
+        assert not after[len(before) :].any(), name
+    args = compatibility.saved_args(tmp_path / "m" / "release")
+    assert args.mice_bias_update == ("proportional" if args.num_experts else "sign")
+    tensors, info = load(case)
+    if "attn_mask" not in tensors:
+        size = info["config"]["vocab_size"]
+        logits = to_megatron.megatron_logits(tmp_path / "m", args, tensors["tokens"], size)
+        assert_close(logits, tensors["logits_eval"], RTOL[torch.float32], what="logits")
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path, released = written(tmp_path, "helm_d_small", torch.float32)
+    (tmp_path / "list.json").write_text("[]")
+    out = tmp_path / "out"
+    flags = ["--from", "helm-release", "--to", "hf", "--load", path, "--save", out]
+    refused(convert(*flags), out, "needs --release-config")
+    for bad in ("list.json", "none.json"):
+        refused(convert(*flags, "--release-config", tmp_path / bad), out, bad)
+    flags += ["--release-config", released]
+    cut = tmp_path / "cut.pt"
+    cut.write_bytes(path.read_bytes()[:-100])
+    refused(convert(*flags, "--load", cut), out, "cut.pt cannot be read")
+    assert convert(*flags) is None
+    assert "differ by" in capsys.readouterr().err
+    assert (out / "config.json").is_file() and (out / "model.safetensors").is_file()
 
 
 def test_another_models_arguments(tmp_path: Path) -> None:

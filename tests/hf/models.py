@@ -29,7 +29,9 @@ HELM_D_QK_NORM = Model(
 HMLA_YARN = Model(
     "hmla-yarn",
     {**LATENT, "q_lora_rank": None, "rope_type": "yarn", "rotary_scaling_factor": 4.0}
-    | {"original_max_position_embeddings": 16, "mscale": 0.7},
+    | {"original_max_position_embeddings": 16, "mscale": 0.7, "mscale_all_dim": 0.4}
+    # Of a table wide enough for the ramp to have a slope.
+    | {"qk_pos_emb_head_dim": 16, "rotary_base": 20, "beta_fast": 2.0, "beta_slow": 0.5},
     CURVED,
     latent=True,
 )
@@ -61,6 +63,7 @@ MODELS = [
     cases.MICE_Q_LORA,
     cases.MICE_GQA,
     cases.MICE_TOP1,
+    cases.MICE_LAYERS,
     cases.MICE_REFERENCE,
     MICE_LORENTZ,
     MICE_TWIN,

@@ -1,13 +1,10 @@
 """tools/checkpoint/convert.py on checkpoints of pretrain_helm.py, and what it says to bad input."""
 
-import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
-from unittest import mock
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -15,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from helm_megatron.data.tokenizer_training import train_tokenizer
 from helm_megatron.hf import generate
 from helm_megatron.hf.convert import ConversionError
+from tests.hf.tool import convert, load_tool, refused, run
 from tests.pretrain.runs import MICE, ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_process")]
@@ -23,40 +21,12 @@ TRAIN = "--train-iters 4 --save-interval 4 --eval-iters 0 --hidden-dropout 0".sp
 TRAIN += "--attention-dropout 0 --make-vocab-size-divisible-by 64 --lr-warmup-iters 0".split()
 
 
-def load_tool():
-    spec = importlib.util.spec_from_file_location("convert", ROOT / "tools/checkpoint/convert.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    return tool
-
-
-TOOL = load_tool()
-
-
-def convert(*flags):
-    """Run the tool in this process: what it says at the end, None if it succeeds."""
-    with mock.patch.object(sys, "argv", ["convert.py", *map(str, flags)]):
-        try:
-            TOOL.main()
-        except SystemExit as end:
-            return end.code
-    return None
-
-
 def to_hf(load, save, *flags):
     return convert("--from", "megatron", "--to", "hf", "--load", load, "--save", save, *flags)
 
 
 def to_megatron(load, save, *flags):
     return convert("--from", "hf", "--to", "megatron", "--load", load, "--save", save, *flags)
-
-
-def refused(said, save, *parts):
-    """One line that has all the parts; nothing was written."""
-    assert said is not None and said.startswith("error: ") and "\n" not in said, said
-    for part in parts:
-        assert part in said, said
-    assert not Path(save).exists() and not list(Path(save).parent.glob(".*partial"))
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +79,23 @@ def test_generate(exported, trained):
     assert texts[0] == texts[1] and len(texts[0]) == 2
     with pytest.raises(ConversionError, match="--prompt is empty"):
         generate.generate(exported, ["a", ""])
+
+
+def test_generate_command_line(exported, trained, capfd):
+    """Prompts with their continuations and nothing else; one line about what is wrong."""
+    tool, said = load_tool("generate.py"), []
+    flags = ["--prompt", "The model", "A checkpoint", "--max-new-tokens", 6, "--temperature", 0]
+    for load in (trained / "checkpoints", exported):
+        capfd.readouterr()
+        assert run(tool, "--load", load, *flags) is None
+        said.append(capfd.readouterr())
+    assert "model of type" not in said[1].err
+    # Megatron's own lines come before those of the sample.
+    assert said[0].out.endswith(said[1].out) and said[1].out.startswith("The model")
+    assert "A checkpoint" in said[1].out
+    refused(run(tool, "--load", "none", *flags), trained / "none", "none: no checkpoint")
+    bad = ["--top-p", -1, "--temperature", 1]
+    refused(run(tool, "--load", exported, *flags, *bad), trained / "none", "top_p")
 
 
 def test_training_goes_on_from_an_imported_checkpoint(exported, trained, starter, tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from helm_megatron.layers.attention import augment_key, augment_query, augment_value
+from helm_megatron.layers.augmented import augment_key, augment_query, augment_value
 from helm_megatron.layers.residual import LorentzResidual
 from helm_megatron.specs import layer_spec, leaves_of
 from tests.layers.models import dense, mice, model, perturb

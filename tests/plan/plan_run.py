@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from typing import Any
 
 from helm_megatron import platform
@@ -12,7 +11,7 @@ platform.setup()
 
 import torch  # noqa: E402
 from megatron.core import parallel_state as ps  # noqa: E402
-from torch.distributed import ProcessGroup  # noqa: E402
+from traffic import count_collectives, group_names  # noqa: E402
 
 from helm_megatron.plan import communication  # noqa: E402
 from helm_megatron.plan.layout import Layout  # noqa: E402
@@ -21,25 +20,6 @@ from helm_megatron.plan.recipe import parse, validate  # noqa: E402
 from helm_megatron.plan.stages import kinds, memory, stages  # noqa: E402
 from helm_megatron.plan.tracing import SMALL  # noqa: E402
 from helm_megatron.verify.layouts import job, process_groups  # noqa: E402
-
-# Methods of a process group, of old and new versions of torch: name of the collective, and how many
-# of the first arguments are data.
-METHODS = {
-    "allreduce": ("all-reduce", 1),
-    "allreduce_coalesced": ("all-reduce", 1),
-    "broadcast": ("broadcast", 1),
-    "allgather": ("all-gather", 2),
-    "_allgather_base": ("all-gather", 2),
-    "all_gather_single": ("all-gather", 2),
-    "all_gather_single_coalesced": ("all-gather", 2),
-    "reduce_scatter": ("reduce-scatter", 2),
-    "_reduce_scatter_base": ("reduce-scatter", 2),
-    "reduce_scatter_single": ("reduce-scatter", 2),
-    "reduce_scatter_single_coalesced": ("reduce-scatter", 2),
-    "alltoall_base": ("all-to-all", 2),
-    "all_to_all_single": ("all-to-all", 2),
-    "send": ("send", 1),
-}
 
 
 def planned(rank: int, flags: list[str], world: int) -> dict[str, Any]:
@@ -72,7 +52,7 @@ def real(rank: int, flags: list[str], world: int, port: int) -> dict[str, Any]:
     args.padded_vocab_size = args.vocab_size
     with process_groups(args):
         run = job(args, args.global_batch_size // args.micro_batch_size)
-        counted = count_collectives(group_names())
+        counted = count_collectives(group_names(), SMALL)
         run.loss_of_step(0)
         optimizer = run.make_optimizer()
         optimizer.step()
@@ -88,51 +68,6 @@ def real(rank: int, flags: list[str], world: int, port: int) -> dict[str, Any]:
             "optimizer bytes": optimizer_bytes(optimizer),
             "bytes": counted,
         }
-
-
-def group_names() -> dict[str, str]:
-    """The plan's names of this rank's groups."""
-    groups = {
-        "tp": ps.get_tensor_model_parallel_group(),
-        "cp": ps.get_context_parallel_group(),
-        "ep": ps.get_expert_model_parallel_group(),
-        "pp": ps.get_pipeline_model_parallel_group(),
-        "dp": ps.get_data_parallel_group(with_context_parallel=True),
-        "expert-dp": ps.get_expert_data_parallel_group(),
-        "tp-ep": ps.get_expert_tensor_and_model_parallel_group(),
-    }
-    return {group.group_name: name for name, group in groups.items()}
-
-
-def count_collectives(names: dict[str, str]) -> Counter[tuple[str, str]]:
-    """Bytes of every collective from now on. All-to-alls count half of what is sent and received,
-    as these differ with uneven routing.
-    """
-    counted: Counter[tuple[str, str]] = Counter()
-
-    def wrap(method: str, collective: str, data: int) -> None:
-        original = getattr(ProcessGroup, method)
-
-        def wrapper(group: ProcessGroup, *arguments: Any, **keywords: Any) -> Any:
-            sizes = [size_of(argument) for argument in arguments[:data]]
-            if group.size() > 1 and max(sizes) > SMALL:
-                size = sum(sizes) / 2 if collective == "all-to-all" else max(sizes)
-                counted[collective, names.get(group.group_name, group.group_name)] += size
-            return original(group, *arguments, **keywords)
-
-        setattr(ProcessGroup, method, wrapper)
-
-    for method, (collective, data) in METHODS.items():
-        if hasattr(ProcessGroup, method):
-            wrap(method, collective, data)
-    return counted
-
-
-def size_of(data: Any) -> int:
-    """Bytes of a tensor, or of all those in nested lists."""
-    if isinstance(data, torch.Tensor):
-        return data.numel() * data.element_size()
-    return sum(size_of(item) for item in data)
 
 
 def optimizer_bytes(optimizer: Any) -> int:

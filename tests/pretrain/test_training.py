@@ -5,6 +5,7 @@ import re
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from helm_megatron.analysis import embedding
 from tests.pretrain.runs import MICE, losses, run
 
 pytestmark = pytest.mark.slow
@@ -20,10 +21,15 @@ def test_bf16_mixture_logs_its_geometry(tmp_path):
     events = EventAccumulator(str(tmp_path)).Reload()
     curvatures = [events.Scalars(f"curvature/layer-2-expert-{e}")[0].value for e in range(4)]
     assert curvatures == pytest.approx([0.3, 0.867, 1.433, 2.0], rel=0.05)
-    for name in ("max-time/layer-1", "attention-temperature/layer-2", "expert-load-max/layer-2"):
+    layers = ("max-time/layer-1", "attention-temperature/layer-2", "expert-load-max/layer-2")
+    for name in (*layers, *embedding.NAMES):
         assert [event.step for event in events.Scalars(name)] == [2, 4, 6]
     low, high = (events.Scalars(f"expert-load-{m}/layer-2")[0].value for m in ("min", "max"))
     assert 0 <= low <= 0.25 <= high <= 1
+    loads = [events.Scalars(f"expert-load/layer-2-expert-{e}")[0].value for e in range(4)]
+    assert (min(loads), max(loads), sum(loads)) == pytest.approx((low, high, 1))
+    median, largest, delta = (events.Scalars(name)[0].value for name in embedding.NAMES)
+    assert 0 < median < largest and 0 < delta < 1
 
 
 def test_euclidean_twin_differs_by_one_word():

@@ -21,8 +21,9 @@ platform.setup()
 
 from helm_megatron.hf import convert, sources, warm_start  # noqa: E402
 from helm_megatron.hf import to_megatron as hf_to_megatron  # noqa: E402
-from helm_megatron.hf.convert import ConversionError  # noqa: E402
+from helm_megatron.hf.convert import ConversionError, Source  # noqa: E402
 from helm_megatron.hf.errors import ERRORS  # noqa: E402
+from helm_megatron.hf.quiet import quiet  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
@@ -81,10 +82,8 @@ def to_hf(args: argparse.Namespace) -> None:
         source = sources.megatron(
             args.load, step=args.ckpt_step, tokenizer_model=args.tokenizer_model
         )
-    elif args.release_config is None:
-        raise ConversionError("--from helm-release needs --release-config")
     else:
-        source = sources.release(args.load, args.release_config, tokenizer=args.tokenizer_model)
+        source = released(args)
     max_shard_bytes = int(args.max_shard_size * 1e9)
     convert.export(
         source,
@@ -96,15 +95,27 @@ def to_hf(args: argparse.Namespace) -> None:
     )
 
 
+def released(args: argparse.Namespace) -> Source:
+    """--from helm-release."""
+    if args.release_config is None:
+        raise ConversionError("--from helm-release needs --release-config")
+    return sources.release(args.load, args.release_config, tokenizer=args.tokenizer_model)
+
+
 def to_megatron(args: argparse.Namespace) -> None:
     """--to megatron."""
-    if args.source != "hf":
-        raise ConversionError(f"--from {args.source} --to megatron: go by --to hf first")
+    if args.source == "megatron":
+        raise ConversionError(
+            "--from megatron --to megatron: there is nothing to convert; pretrain_helm.py loads a "
+            "checkpoint in any layout"
+        )
     options = {
         "verify": not args.no_verify,
         "divisible_by": args.make_vocab_size_divisible_by,
     }
-    if hf_to_megatron.is_helm(args.load):
+    if args.source == "helm-release":
+        hf_to_megatron.convert_source(released(args), args.save, **options)
+    elif hf_to_megatron.is_helm(args.load):
         hf_to_megatron.convert_folder(args.load, args.save, **options)
     else:
         hf_to_megatron.warm_start(args.load, args.save, scale=args.warm_start_scale, **options)
@@ -121,4 +132,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    quiet()
     main()

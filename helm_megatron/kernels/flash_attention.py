@@ -1,0 +1,154 @@
+"""Lorentz flash attention: causal attention on space coordinates, forward and backward in Triton.
+
+The exact function of `geometry.attention.lorentz_attention`, in memory linear in the sequence. In
+bf16 it loses nothing at large radii: products of times are subtracted from scores, and m_t^2 from
+|m_s|^2, in fp32 before anything is rounded. `TRITON_INTERPRET=1`, set before Triton is imported,
+runs it on the CPU, for tests.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from helm_megatron.kernels.flash_backward import key_kernel, prepare_kernel, query_kernel
+from helm_megatron.kernels.flash_forward import forward_kernel, times_kernel
+
+MAX_WIDTH = 256
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_ROWS = 32
+_EPS = 1e-6  # Clamp of |<m,m>|, as in the released code.
+
+
+def flash_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tau: Tensor,
+    c: float,
+    bounds: Tensor | None = None,
+    longest: int | None = None,
+) -> Tensor:
+    """Causal Lorentz attention of q, k `[s, b, heads, d]`, v `[s, b, heads, e]` on L_c.
+
+    Scores are 2 <q,k> / tau, with tau one number in a tensor. k and v may have fewer heads, each
+    for as many consecutive ones of q. Packed documents have b = 1, `bounds` `[documents + 1]`, the
+    int32 positions where they start and the end of the last, and `longest`, the tokens of the
+    longest (default: all of them). Returns the ambient heads, times first, `[s, b, heads, 1 + e]`.
+
+    Raises:
+        ValueError: if a head is wider than 256, or the dtype is none of fp32, bf16 and fp16.
+    """
+    if max(q.shape[-1], v.shape[-1]) > MAX_WIDTH or q.dtype not in DTYPES:
+        raise ValueError(
+            f"heads of width {q.shape[-1]} and {v.shape[-1]} in {q.dtype}: Lorentz flash attention "
+            f"takes widths up to {MAX_WIDTH} in fp32, bf16 or fp16"
+        )
+    return _FlashAttention.apply(q, k, v, tau, c, bounds, longest or len(q))
+
+
+class _Launch:
+    """What all kernels share: sizes, strides, and the grid of a head's blocks of rows."""
+
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, bounds: Tensor | None, longest: int):
+        self.batch, self.heads, self.kv_heads = q.shape[1], q.shape[2], k.shape[2]
+        self.sequences = self.batch if bounds is None else len(bounds) - 1
+        self.longest = longest
+        strides = [stride for x in (q, k, v) for stride in x.stride()[:3]]
+        self.sizes = [longest, self.batch, self.heads, *strides]
+        self.shape = dict(
+            GROUP=self.heads // self.kv_heads,
+            D=q.shape[-1],
+            E=v.shape[-1],
+            WIDTH_D=_width(q.shape[-1]),
+            WIDTH_E=_width(v.shape[-1]),
+            PACKED=bounds is not None,
+        )
+        # Bytes of a row of the widest tile decide how many rows fit into shared memory.
+        self.bytes = max(_width(q.shape[-1]), _width(v.shape[-1])) * q.element_size()
+
+    def grid(self, rows: int, heads: int) -> tuple[int, int]:
+        return triton.cdiv(self.longest, rows), self.sequences * heads
+
+    def forward_tiles(self) -> dict[str, int]:
+        small = self.bytes > 256
+        return dict(M=64 if small else 128, N=32 if small else 64, num_warps=4 if small else 8)
+
+    def backward_tiles(self, rows: str) -> dict[str, int]:
+        """`rows` names the side that a program keeps."""
+        other = "N" if rows == "M" else "M"
+        small = self.bytes > 256
+        return {rows: 32 if small else 64, other: 32, "num_warps": 4, "num_stages": 2}
+
+
+class _FlashAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        tau: Tensor,
+        c: float,
+        bounds: Tensor | None,
+        longest: int,
+    ) -> Tensor:
+        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+        launch = _Launch(q, k, v, bounds, longest)
+        out = q.new_empty(*q.shape[:3], 1 + v.shape[-1])
+        lse, radius = q.new_empty(2, *q.shape[:3], dtype=torch.float32)
+        tiles = launch.forward_tiles()
+        forward_kernel[launch.grid(tiles["M"], launch.heads)](
+            q, k, v, *(_times(x, c) for x in (q, k, v)), tau, bounds, out, lse, radius,
+            c, _EPS, *launch.sizes, **launch.shape, **tiles,
+        )  # fmt: skip
+        ctx.save_for_backward(q, k, v, tau, out, lse, radius, bounds)
+        ctx.c, ctx.longest = c, longest
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:  # type: ignore[override]
+        q, k, v, tau, out, lse, radius, bounds = ctx.saved_tensors
+        launch = _Launch(q, k, v, bounds, ctx.longest)
+        times = [_times(x, ctx.c) for x in (q, k, v)]
+        rows = (lse, *_prepare(out, grad.contiguous(), radius, ctx.c))
+        dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+        dtau = torch.empty_like(lse)
+        tiles = launch.backward_tiles("M")
+        query_kernel[launch.grid(tiles["M"], launch.heads)](
+            q, k, v, *times, tau, bounds, *rows, dq, dtau, *launch.sizes, **launch.shape, **tiles
+        )
+        tiles = launch.backward_tiles("N")
+        key_kernel[launch.grid(tiles["N"], launch.kv_heads)](
+            q, k, v, *times, tau, bounds, *rows, dk, dv, *launch.sizes, **launch.shape, **tiles
+        )
+        return dq, dk, dv, dtau.sum().to(tau.dtype).expand_as(tau), None, None, None
+
+
+def _prepare(out: Tensor, grad: Tensor, radius: Tensor, c: float) -> list[Tensor]:
+    """The tensors of the backward pass by row: direct, points, their times, along."""
+    e = out.shape[-1] - 1
+    direct, points = (out.new_empty(*out.shape[:3], e) for _ in range(2))
+    point_time, along = (torch.empty_like(radius) for _ in range(2))
+    prepare_kernel[(triton.cdiv(radius.numel(), _ROWS),)](
+        out, grad, radius, direct, points, point_time, along, c, radius.numel(),
+        E=e, WIDTH=_width(e), ROWS=_ROWS,
+    )  # fmt: skip
+    return [direct, points, point_time, along]
+
+
+def _times(x: Tensor, c: float) -> Tensor:
+    """Times of x `[s, b, heads, d]` in fp32, `[s, b, heads]`."""
+    out = x.new_empty(x.shape[:3], dtype=torch.float32)
+    times_kernel[(triton.cdiv(out.numel(), _ROWS),)](
+        x, out, c, *x.shape[:3], *x.stride()[:3], D=x.shape[3], WIDTH=_width(x.shape[3]), ROWS=_ROWS
+    )
+    return out
+
+
+def _width(d: int) -> int:
+    """Width of a tile for rows of d numbers; a matrix product takes no less than 16."""
+    return max(16, triton.next_power_of_2(d))
