@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from helm_megatron.kernels import backend
+from tests.kernels import test_experts as experts
 from tests.kernels.cases import CASES
 from tests.kernels.test_fused import results
 
@@ -42,17 +43,18 @@ def compile_only(kernel, grid, *args, **options):
     assert triton.compile(source, target=target, options={"num_warps": warps}).asm["cubin"]
 
 
-def compile_instead(monkeypatch):
-    """Compile what would be launched; the names of the kernels come into the list returned."""
-    launched = []
+@pytest.fixture
+def launched(monkeypatch):
+    """Kernels are compiled instead of launched; their names."""
+    names = []
 
     def launch(kernel, grid):
-        launched.append(kernel.__name__)
+        names.append(kernel.__name__)
         return lambda *args, **options: compile_only(kernel, grid, *args, **options)
 
     monkeypatch.setattr(triton.JITFunction, "__getitem__", launch)
     monkeypatch.setattr(backend, "uses_triton", lambda x: True)
-    return launched
+    return names
 
 
 @without_gpu
@@ -63,19 +65,24 @@ def compile_instead(monkeypatch):
         *("mixture", "mixture_unshared"),
     ],
 )
-def test_kernels_compile_for_an_nvidia_gpu(name, monkeypatch):
-    launched = compile_instead(monkeypatch)
+def test_kernels_compile_for_an_nvidia_gpu(name, launched):
     for dtype in TYPES:
         results(CASES[name].fused, CASES[name].inputs(dtype, "cpu"))
     assert len(launched) == 2 * len(TYPES), "forward and backward"
 
 
 @without_gpu
+def test_kernels_of_experts_compile_for_an_nvidia_gpu(launched):
+    loads = [3, 2]
+    experts.results(experts.inputs(loads, torch.bfloat16, "cpu", True), loads, torch.bfloat16)
+    assert len(launched) == 5, "time, and both tails forward and backward"
+
+
+@without_gpu
 @pytest.mark.parametrize("bounds", [None, torch.zeros(3, dtype=torch.int32)])
-def test_flash_attention_compiles(bounds, monkeypatch):
+def test_flash_attention_compiles(bounds, launched):
     from helm_megatron.kernels.flash_attention import flash_attention
 
-    launched = compile_instead(monkeypatch)
     q, k, v = (
         torch.randn(40, 1, heads, 64, dtype=torch.bfloat16, requires_grad=True)
         for heads in (2, 1, 1)
@@ -85,10 +92,9 @@ def test_flash_attention_compiles(bounds, monkeypatch):
 
 
 @without_gpu
-def test_augmentation_and_centroid_compile(monkeypatch):
+def test_augmentation_and_centroid_compile(launched):
     from helm_megatron.kernels.augment import augment, centroid
 
-    launched = compile_instead(monkeypatch)
     q, k, v = (torch.randn(5, 2, 4, 6, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
     tau, shift = torch.ones(1, requires_grad=True), torch.zeros(1, 2, 4, 1)
     for moved in (None, shift):
