@@ -36,5 +36,5 @@ clean:  ## Remove caches and the quickstart's output; .venv stays
 
 $(INSTALLED): pyproject.toml
 	@tools/make_venv.sh $(VENV)
-	$(PYTHON) -m pip install --editable '.[dev,eval]'
+	$(PYTHON) -m pip install --editable '.[dev,eval,deepspeed]'
 	@touch $@

@@ -15,9 +15,9 @@
 #                no meaning with latent attention; Megatron wants it where heads do not divide.
 #   TRAIN_ITERS  of 2.1 million tokens each
 #
-# Routing and combination are Megatron's and the paper's; --mice-routing reference and
-# --mice-combine reference are the released code's, for imported checkpoints. The released
-# bias_update_speed has no flag here: Megatron moves the selection bias of sigmoid scores only.
+# Routing and combination are Megatron's and the paper's. The released code's are --mice-routing
+# reference, --mice-bias-update proportional --moe-router-bias-update-rate 0.005 and --mice-combine
+# reference: append them to MODEL_ARGS (docs/from-the-helm-release.md has the whole command).
 GEOMETRY=${GEOMETRY:-lorentz}
 GPUS=${GPUS:-8}
 SHAPE=${SHAPE:-hardware}

@@ -61,6 +61,8 @@ def setup() -> bool:
         return False
     if "megatron.core" in sys.modules:
         raise RuntimeError("call helm_megatron.platform.setup() before megatron is imported")
+    # It warns that there is no CUDA.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     _redirect_devices()
     _stand_in_for_cuda()
     _share_the_generator()
@@ -87,6 +89,24 @@ def use_compiled_helpers() -> None:
             compile_helpers()
 
     utils.compile_helpers = compile_if_missing
+
+
+def allow_odd_widths() -> None:
+    """Let Megatron start with an odd feed-forward width, on any device. Imports megatron.
+
+    It warms its fused SwiGLU up on tensors of that width, which it cannot halve; those of a model
+    are twice as wide.
+    """
+    from megatron.training import get_args
+    from megatron.training.training import set_jit_fusion_options
+
+    @functools.wraps(set_jit_fusion_options)
+    def warm_up_even_widths(tp_size: int | None = None) -> None:
+        args = get_args()
+        if args.ffn_hidden_size // args.tensor_model_parallel_size % 2 == 0:
+            set_jit_fusion_options(tp_size)
+
+    _replace_in_megatron(set_jit_fusion_options, warm_up_even_widths)
 
 
 def _set(owner: Any, replacements: dict[str, Any]) -> None:

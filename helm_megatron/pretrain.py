@@ -46,6 +46,8 @@ def add_args(
     add_helm_args(parser)
     # Attention is causal without a mask; one is built only to keep documents apart.
     parser.set_defaults(create_attention_mask_in_dataloader=False, transformer_impl="local")
+    # Megatron has no default and needs a number, even with --eval-iters 0.
+    parser.set_defaults(eval_interval=1000)
     parser.set_defaults(**platform.cpu_defaults())
     parser.set_defaults(**from_checkpoint or {})
     for action in parser._actions:
@@ -204,6 +206,7 @@ def main() -> None:
     """Parse the command line and train."""
     # What Megatron's wheel needs mended on every device; without CUDA the platform has done it.
     platform.use_compiled_helpers()
+    platform.allow_odd_widths()
     reshard.install()
     joined.install()
     flops.install()

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "kernels": {"geometry"},
     "config": set(),
     "layers": {"geometry", "kernels", "config"},
-    "moe": {"geometry", "config", "layers"},
+    "moe": {"geometry", "config", "kernels", "layers"},
     "optim": {"geometry"},
     "specs": {"geometry", "config", "layers", "moe"},
     "model": {"geometry", "config", "layers", "moe", "specs"},

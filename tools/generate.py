@@ -12,10 +12,18 @@ from helm_megatron import platform
 platform.setup()
 
 import torch  # noqa: E402
-import transformers  # noqa: E402
 
 from helm_megatron.hf import generate  # noqa: E402
 from helm_megatron.hf.errors import ERRORS  # noqa: E402
+from helm_megatron.hf.quiet import quiet  # noqa: E402
+
+
+def positive(text: str) -> int:
+    """Parse a positive integer, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not positive")
+    return value
 
 
 def parse_args() -> argparse.Namespace:
@@ -27,13 +35,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--tokenizer-model", help="tokenizer, if it is not where the checkpoint's arguments say"
     )
-    parser.add_argument("--max-new-tokens", type=int, default=64, help="default: %(default)s")
+    parser.add_argument("--max-new-tokens", type=positive, default=64, help="default: %(default)s")
     parser.add_argument(
         "--temperature", type=float, default=0.8, help="0 is greedy (default: %(default)s)"
     )
     parser.add_argument("--top-k", type=int, default=0, help="0: all tokens (default)")
     parser.add_argument("--top-p", type=float, default=0.95, help="default: %(default)s")
-    parser.add_argument("--num-beams", type=int, default=1, help="default: %(default)s")
+    parser.add_argument("--num-beams", type=positive, default=1, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=1234, help="default: %(default)s")
     parser.add_argument(
         "--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="of the model"
@@ -44,7 +52,6 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Run the tool; a problem ends it with one line and exit code 1."""
     args = parse_args()
-    transformers.logging.disable_progress_bar()
     torch.manual_seed(args.seed)
     sampling = {"do_sample": False}
     if args.temperature > 0:
@@ -70,4 +77,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    quiet()
     main()

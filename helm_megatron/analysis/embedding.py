@@ -1,4 +1,4 @@
-"""The geometry of the token embeddings of a model in training, as the tool for checkpoints has it."""
+"""The geometry of token embeddings in training, as the tool for checkpoints has it."""
 
 from __future__ import annotations
 

@@ -28,10 +28,13 @@ def sample(tokens: int, generator: torch.Generator, samples: int = SAMPLES) -> T
 def distances(points: Tensor, c: float | None) -> Tensor:
     """Distances `[n, n]` of points `[n, d]`: geodesic in L_c, or Euclidean without a c."""
     points = points.double()
+    apart = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
     if c is None:
-        return torch.cdist(points, points)
-    rows = (lorentz.distance(point, points, c).squeeze(-1) for point in points)
-    return torch.stack([*rows])
+        return apart
+    # The chord in ambient space: its square is 4 c sinh^2 of half the distance over sqrt(c).
+    time = lorentz.time(points, c)
+    chord2 = (apart.square() - (time - time.T).square()).clamp_min(0)
+    return 2 * math.sqrt(c) * torch.asinh(chord2.sqrt() / (2 * math.sqrt(c)))
 
 
 def relative_hyperbolicity(apart: Tensor) -> float:

@@ -87,6 +87,21 @@ def preprocess(
     return run.counts
 
 
+def check_keys(keys: Sequence[str]) -> None:
+    """Refuse keys that cannot each name the files of a dataset.
+
+    Raises:
+        DataError: a key is repeated, or is no name of a file.
+    """
+    for key in keys:
+        if keys.count(key) > 1:
+            raise DataError(f"--json-keys {' '.join(keys)}: {key} is there twice")
+        if "/" in key:
+            raise DataError(
+                f"--json-keys {key}: a / cannot be in the name of a file; rename the key"
+            )
+
+
 class _Run:
     """One run of `preprocess`."""
 
@@ -97,6 +112,7 @@ class _Run:
         tokenizer: TokenizerSpec,
         options: Options,
     ) -> None:
+        check_keys(options.keys)
         encoder = tokenizer.build()
         self._sources, self._tokenizer, self._options = sources, tokenizer, options
         self._prefixes = [output_prefix_of(output_prefix, key) for key in options.keys]

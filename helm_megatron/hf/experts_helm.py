@@ -99,7 +99,10 @@ class HelmMoE(nn.Module):
     def _experts(self, x, chosen):
         """The chosen experts' outputs, `[tokens, k, hidden]`."""
         points = x.new_zeros(*chosen.shape, x.shape[-1])
-        for i in chosen.unique().tolist():
+        # In training those that no token chose take part too, with gradients of zero: the ranks of
+        # DDP and ZeRO gather and reduce the parameters of the same modules in the same order.
+        active = range(len(self.experts)) if self.training else chosen.unique().tolist()
+        for i in active:
             token, slot = (chosen == i).nonzero(as_tuple=True)
             points = points.index_put((token, slot), self.experts[i](x[token]))
         return points

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from helm_megatron.hf import convert, sources
 from helm_megatron.hf.convert import ConversionError
 from helm_megatron.hf.modeling_helm import HelmForCausalLM
-from helm_megatron.hf.to_megatron import is_helm
+from helm_megatron.hf.to_megatron import is_helm, read_config
 
 
 @contextlib.contextmanager
@@ -48,15 +48,33 @@ def generate(
     """The continuation of each prompt; `options` are those of transformers' `generate`.
 
     Raises:
-        ConversionError: the folder has no tokenizer, or a prompt has no tokens.
+        ConversionError: the folder has no tokenizer, a prompt has no tokens, or transformers
+            refuses the options.
     """
     if not (folder / "tokenizer_config.json").is_file():
         raise ConversionError("the model has no tokenizer: it was trained on numbers")
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    # With the config it need not look for the class of an unknown kind of model.
+    config = read_config(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
     model = HelmForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
     batch = tokenizer(list(prompts), padding=True, return_tensors="pt").to(device)
     if not bool(batch.attention_mask.any(-1).all()):
         raise ConversionError("--prompt is empty: it needs at least one token")
-    with torch.no_grad():
-        tokens = model.generate(**batch, **options)
-    return tokenizer.batch_decode(tokens[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
+    try:
+        with torch.no_grad():
+            tokens = model.generate(**batch, **options)
+    except ValueError as error:
+        raise ConversionError(str(error).splitlines()[0]) from error
+    return [continuation(tokenizer, row, batch.input_ids.shape[1]) for row in tokens.cpu().tolist()]
+
+
+def continuation(tokenizer: Any, tokens: Sequence[int], prompt: int) -> str:
+    """The text that tokens from index `prompt` on add to that of the tokens before."""
+    before, whole = (
+        tokenizer.decode(part, skip_special_tokens=True) for part in (tokens[:prompt], tokens)
+    )
+    if whole.startswith(before):
+        # By themselves they would lose the space that they begin with: some tokenizers put one
+        # before every text, and take it off again.
+        return whole.removeprefix(before)
+    return tokenizer.decode(tokens[prompt:], skip_special_tokens=True)

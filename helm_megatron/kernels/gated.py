@@ -18,7 +18,7 @@ def gated(y: Tensor, time: Tensor, time_weight: Tensor, bias: Tensor | None) -> 
 
 
 class _Gated(torch.autograd.Function):
-    """Saves the sum, in y's place; silu and the product are computed again in backward."""
+    """Saves y, or the sum in its place if that is no wider; the rest is computed again."""
 
     @staticmethod
     def forward(
@@ -27,10 +27,10 @@ class _Gated(torch.autograd.Function):
         if backend.uses_triton(y):
             ctx.save_for_backward(y, time, time_weight, bias)
             return backend.kernels("gated").forward(y, time, time_weight, bias)
-        time_term.add_in_place(y, time, time_weight, bias)
+        total = time_term.sum_in_place(y, time, time_weight, bias)
         ctx.save_for_backward(y, time, time_weight, bias)
-        gate, up = y.chunk(2, dim=-1)
-        return F.silu(gate).mul_(up)
+        gate, up = total.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up).to(y.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
@@ -38,14 +38,17 @@ class _Gated(torch.autograd.Function):
         needed = ctx.needs_input_grad[1:]
         if backend.uses_triton(y):
             return backend.kernels("gated").backward(grad, y, time, time_weight, bias, needed)
-        by_sum = _swiglu_backward(grad, y)
-        return by_sum, *time_term.gradients(by_sum, time, time_weight, needed)
+        total = y
+        if at_least_fp32(y) is not y:
+            total = time_term.sum_in_place(y, time, time_weight, bias)
+        by_sum = _swiglu_backward(grad.to(total.dtype), total)
+        return by_sum.to(y.dtype), *time_term.gradients(by_sum, time, time_weight, needed)
 
 
-def _swiglu_backward(grad: Tensor, y: Tensor) -> Tensor:
-    """Gradient of both halves of y, written into one tensor as the matrix product wants it."""
-    gate, up = y.chunk(2, dim=-1)
-    out = torch.empty_like(y)
+def _swiglu_backward(grad: Tensor, total: Tensor) -> Tensor:
+    """Gradient of both halves of the sum, written into one tensor as the matrix product wants it."""
+    gate, up = total.chunk(2, dim=-1)
+    out = torch.empty_like(total)
     by_gate, by_up = out.chunk(2, dim=-1)
     product = grad * up
     torch.ops.aten.silu_backward.grad_input(product, gate, grad_input=by_gate)

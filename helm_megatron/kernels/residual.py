@@ -43,7 +43,8 @@ class _Residual(torch.autograd.Function):
     ) -> Tensor:
         ctx.curvatures = c, c_x
         if backend.uses_triton(x):
-            out, *tokens = backend.kernels("residual").forward(x, f, weight, scale, c, c_x)
+            forward = backend.kernels("residual").forward
+            out, *tokens = forward(x, f, weight, scale, c, c_x, EPS)
         else:
             out, *tokens = _forward(x, f, weight, scale, c, c_x)
         learned = isinstance(scale, Tensor)
@@ -54,13 +55,13 @@ class _Residual(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
         x, f, weight, scale, *tokens = ctx.saved_tensors
-        backward = _backward
+        inputs = grad, x, f, weight, ctx.scale if scale is None else scale
         if backend.uses_triton(x):
             backward = backend.kernels("residual").backward
-        factor = ctx.scale if scale is None else scale
-        by_x, by_f, by_weight, by_log_scale = backward(
-            grad, x, f, weight, factor, *tokens, *ctx.curvatures
-        )
+            gradients = backward(*inputs, *tokens, *ctx.curvatures, EPS)
+        else:
+            gradients = _backward(*inputs, *tokens, *ctx.curvatures)
+        by_x, by_f, by_weight, by_log_scale = gradients
         by_scale = None
         if scale is not None:
             by_scale = (by_log_scale / scale).view_as(scale).to(scale.dtype)

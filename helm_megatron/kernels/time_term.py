@@ -20,14 +20,11 @@ def add_time_term(y: Tensor, time: Tensor, time_weight: Tensor, bias: Tensor | N
     return _TimeTerm.apply(y, time, time_weight, bias)
 
 
-def add_in_place(y: Tensor, time: Tensor, time_weight: Tensor, bias: Tensor | None) -> None:
-    """Add the time term and the bias to y, in at least fp32, outside autograd."""
+def sum_in_place(y: Tensor, time: Tensor, time_weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The sum in at least fp32, outside autograd: in y's place, unless y is narrower."""
     out = at_least_fp32(y)
     out.addcmul_(time.to(out.dtype), time_weight.to(out.dtype))
-    if bias is not None:
-        out.add_(bias)
-    if out is not y:
-        y.copy_(out)
+    return out if bias is None else out.add_(bias)
 
 
 def gradients(
@@ -57,7 +54,9 @@ class _TimeTerm(torch.autograd.Function):
         if backend.uses_triton(y):
             backend.kernels("time_term").add_in_place(y, time, time_weight, bias)
         else:
-            add_in_place(y, time, time_weight, bias)
+            total = sum_in_place(y, time, time_weight, bias)
+            if total is not y:
+                y.copy_(total)
         # A view made by another function (Megatron's reductions return their input) may not be
         # marked; that is no loss, as no node before this one has saved y.
         if not y._is_view():

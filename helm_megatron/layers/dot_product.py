@@ -91,20 +91,22 @@ class DotProductAttention(MegatronModule):
         """q `[b, heads, s, d]`, k and v `[b, groups, keys, d]` -> `[b, heads, s, d]`."""
         dropout = self.dropout if self.training else 0.0
         unfused = self.config.attention_backend == AttnBackend.unfused
-        later_keys = mask is None and q.shape[-2] != k.shape[-2]
-        if later_keys and q.device.type == "cpu" and not dropout and not unfused:
+        square, on_cpu = q.shape[-2] == k.shape[-2], q.device.type == "cpu"
+        if mask is None and not square and on_cpu and not dropout and not unfused:
             group = q.shape[1] // k.shape[1]
             k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
             return lower_right_attention(q, k, v, self.softmax_scale)
+        allowed = None if mask is None else ~mask
         # Torch's causal bias allocates its whole size, so it is made only where it is needed.
-        bias = causal_lower_right(q.shape[-2], k.shape[-2]) if later_keys else None
+        if mask is None and not square:
+            allowed = causal_lower_right(q.shape[-2], k.shape[-2])
         return F.scaled_dot_product_attention(
             q,
             k,
             v,
-            attn_mask=bias if mask is None else ~mask,
-            is_causal=mask is None and bias is None,
+            attn_mask=allowed,
             dropout_p=dropout,
+            is_causal=mask is None and square,
             scale=self.softmax_scale,
             enable_gqa=q.shape[1] != k.shape[1],
         )

@@ -12,10 +12,8 @@ from torch import Tensor
 
 from helm_megatron.geometry import lorentz
 from helm_megatron.geometry.lorentz import at_least_fp32
+from helm_megatron.geometry.mixture import EPS
 from helm_megatron.layers.residual import LorentzResidual
-
-# Clamp of |<m,m>| in the released centroid.
-_CENTROID_EPS = 1e-8
 
 
 def ambient(points: Tensor, c: float) -> Tensor:
@@ -26,13 +24,27 @@ def ambient(points: Tensor, c: float) -> Tensor:
 def centroid(total: Tensor, shared: Tensor | None, c: float) -> Tensor:
     """The centroid of HELM (paper, section on MiCE): sqrt(c) m_s / sqrt(-<m,m>).
 
+    For sums made elsewhere; `kernels.mixture` makes its own.
+
     m is the weighted ambient sum `total` `[.., d + 1]` plus the shared expert's point `[.., d]`,
     whose weight is 1. Returns space coordinates `[.., d]`.
     """
     space, time = total[..., :-1], total[..., -1:]
     if shared is not None:
         space, time = space + at_least_fp32(shared), time + lorentz.time(shared, c)
-    return lorentz.normalize(time, space, c, eps=_CENTROID_EPS)
+    return lorentz.normalize(time, space, c, eps=EPS)
+
+
+def slots_of(routing_map: Tensor, k: int) -> Tensor:
+    """Which rows are a token's, `[tokens, k]` in order of the experts.
+
+    Megatron's permutation sorts rows by expert, then by token. `routing_map` `[tokens, experts]`
+    has k experts for each token.
+    """
+    by_expert = routing_map.T
+    row = by_expert.reshape(-1).cumsum(0).view(by_expert.shape).T - 1
+    chosen = routing_map.byte().argsort(dim=1, descending=True, stable=True)[:, :k]
+    return row.gather(1, chosen)
 
 
 def fold(points: Tensor, weights: Tensor, c: float) -> Tensor:

@@ -40,13 +40,13 @@ class MiceExpert(LorentzMLP):
         self.curvature = ExpertCurvature(config, index, self.tp_group)
         mark_like(self.curvature.raw, self.linear_fc1.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """Points of L_c `[tokens, hidden]` to points of L_c; whole on every rank of the expert."""
         c, c_e = self.config.helm.curvature, self.curvature()
         # Up to fc1 each rank's gradient covers its own features only.
         c_in = copy_to_tensor_model_parallel_region(c_e, group=self.tp_group)
-        gate, up = self.linear_fc1(lorentz.rescale(x, c, c_in), curvature=c_in)[0].chunk(2, dim=-1)
-        y, _ = self.linear_fc2(self.config.activation_func(gate) * up, curvature=c_e)
+        h, _ = self.linear_fc1(lorentz.rescale(x, c, c_in), curvature=c_in, gated=True)
+        y, _ = self.linear_fc2(h, curvature=c_e)
         return lorentz.rescale(y, c_e, c)
 
 

@@ -9,6 +9,8 @@ sums on the way, so there the fp32 ambient rows travel.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispa
 from torch import Tensor
 
 from helm_megatron.geometry.lorentz import at_least_fp32
+from helm_megatron.kernels.mixture import mixture
 from helm_megatron.moe import combine
 
 
@@ -42,6 +45,10 @@ class MiceLayer(MoELayer):
     def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         self.rows_return = isinstance(self.token_dispatcher, MoEAlltoAllTokenDispatcher)
+        # Then each token has as many rows as it chose experts.
+        self.dropless = not (
+            config.moe_expert_capacity_factor or config.moe_router_padding_for_quantization
+        )
         if config.helm.mice_combine == "reference":
             self.add_experts = combine.AddExperts(config)
 
@@ -60,25 +67,35 @@ class MiceLayer(MoELayer):
         return tokens, probs
 
     def routed_experts_compute(self, hidden_states: Tensor, probs: Tensor) -> tuple[Tensor, None]:
-        tokens, tokens_per_expert, weights = self.token_dispatcher.dispatch_postprocess(
-            hidden_states, probs
-        )
+        dispatcher = self.token_dispatcher
+        with _unsorted(dispatcher) if self.rows_return else contextlib.nullcontext():
+            tokens, tokens_per_expert, weights = dispatcher.dispatch_postprocess(
+                hidden_states, probs
+            )
         y = self.experts(tokens, tokens_per_expert)
         if not self.rows_return:
             y = combine.ambient(y, self.config.helm.curvature)
-            _widen(self.token_dispatcher, "hidden_shape_before_permute")
+            _widen(dispatcher, "hidden_shape_before_permute")
         if self.experts.tp_group.size() > 1:
             y = _OneShareOf.apply(y, self.experts.tp_group.size())
         if not self.rows_return:
             # After the share is taken: the dispatcher sums the replicas' gradients of the weights.
             y = y * at_least_fp32(weights).unsqueeze(-1)
-        return self.token_dispatcher.combine_preprocess(y), None
+        with _unsorted(dispatcher) if self.rows_return else contextlib.nullcontext():
+            return dispatcher.combine_preprocess(y), None
 
     def postprocess(self, output: Tensor, shared_expert_output: Tensor | None) -> Tensor:
         dispatcher, c = self.token_dispatcher, self.config.helm.curvature
         dtype = shared_expert_output.dtype if shared_expert_output is not None else output.dtype
         if self.config.helm.mice_combine == "reference" and shared_expert_output is not None:
             return self._reference_combination(output, shared_expert_output).to(dtype)
+        if self.rows_return and self.dropless:
+            slots = combine.slots_of(dispatcher.routing_map, self.config.moe_router_topk)
+            shared = None
+            if shared_expert_output is not None:
+                shared = shared_expert_output.flatten(0, -2)
+            y = mixture(output, self._take_row_weights(), slots, shared, c)
+            return y.view(dispatcher.hidden_shape).to(dtype)
         if self.rows_return:
             output = combine.ambient(output, c) * self._take_row_weights().unsqueeze(-1)
             _widen(dispatcher, "hidden_shape_before_permute")
@@ -100,6 +117,19 @@ class MiceLayer(MoELayer):
         weights = self._take_row_weights()[order].unflatten(0, (-1, k))
         y = combine.fold(points, weights, self.config.helm.curvature)
         return self.add_experts.combine(at_least_fp32(shared), y.view(shared.shape))
+
+
+@contextlib.contextmanager
+def _unsorted(dispatcher: Any) -> Iterator[None]:
+    """Keep the all-to-all dispatcher from sorting rows that come from one rank only.
+
+    They are sorted by expert already; it would copy them there and back.
+    """
+    experts = dispatcher.num_local_experts
+    if dispatcher.ep_size * dispatcher.tp_size == 1:
+        dispatcher.num_local_experts = 1
+    yield
+    dispatcher.num_local_experts = experts
 
 
 def _widen(dispatcher: Any, attribute: str) -> None:

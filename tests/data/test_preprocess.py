@@ -219,6 +219,20 @@ def test_tokenizer_errors(tmp_path, corpus, texts, rank_file):
         TokenizerSpec("Llama2Tokenizer", model, append_eod=True).build()
 
 
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (("text", "b", "text"), "--json-keys text b text: text is there twice"),
+        (("a/b",), "--json-keys a/b: a / cannot be in the name of a file"),
+    ],
+)
+def test_keys_that_name_no_files(keys, message, tmp_path, corpus, sentencepiece_model):
+    spec = TokenizerSpec("SentencePieceTokenizer", sentencepiece_model, True)
+    with pytest.raises(DataError, match=message):
+        run([corpus], tmp_path / "out", spec, keys=keys)
+    assert names(tmp_path) == []
+
+
 def test_white_space_without_end_is_a_bad_record(rank_file, tmp_path):
     source = tmp_path / "a.jsonl"
     source.write_text(json.dumps({"text": " " * 4_000_000}) + '\n{"text": "fine"}\n')

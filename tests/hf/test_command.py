@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from helm_megatron.data.tokenizer_training import train_tokenizer
 from helm_megatron.hf import generate
 from helm_megatron.hf.convert import ConversionError
-from tests.hf.tool import convert, refused
+from tests.hf.tool import convert, load_tool, refused, run
 from tests.pretrain.runs import MICE, ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_process")]
@@ -79,6 +79,23 @@ def test_generate(exported, trained):
     assert texts[0] == texts[1] and len(texts[0]) == 2
     with pytest.raises(ConversionError, match="--prompt is empty"):
         generate.generate(exported, ["a", ""])
+
+
+def test_generate_command_line(exported, trained, capfd):
+    """Prompts with their continuations and nothing else; one line about what is wrong."""
+    tool, said = load_tool("generate.py"), []
+    flags = ["--prompt", "The model", "A checkpoint", "--max-new-tokens", 6, "--temperature", 0]
+    for load in (trained / "checkpoints", exported):
+        capfd.readouterr()
+        assert run(tool, "--load", load, *flags) is None
+        said.append(capfd.readouterr())
+    assert "model of type" not in said[1].err
+    # Megatron's own lines come before those of the sample.
+    assert said[0].out.endswith(said[1].out) and said[1].out.startswith("The model")
+    assert "A checkpoint" in said[1].out
+    refused(run(tool, "--load", "none", *flags), trained / "none", "none: no checkpoint")
+    bad = ["--top-p", -1, "--temperature", 1]
+    refused(run(tool, "--load", exported, *flags, *bad), trained / "none", "top_p")
 
 
 def test_training_goes_on_from_an_imported_checkpoint(exported, trained, starter, tmp_path):

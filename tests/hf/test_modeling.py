@@ -122,6 +122,16 @@ def test_training_with_checkpointed_gradients(model, tmp_path):
         torch.testing.assert_close(dict(hf.named_parameters())[name].grad, gradient, msg=name)
 
 
+@pytest.mark.parametrize("model", [models.cases.MICE, models.MICE_TWIN], ids=lambda m: m.name)
+def test_experts_without_tokens_have_gradients_of_zero(model, tmp_path):
+    """Or the ranks of DDP and ZeRO would reduce different parameters."""
+    hf = models.exported(tmp_path / "hf", model).train()
+    hf(torch.tensor([[3]])).logits.sum().backward()
+    gradients = [expert.down_proj.weight.grad for expert in hf.model.layers[1].mlp.experts]
+    assert sorted(bool(gradient.any()) for gradient in gradients) == [False, False, True, True]
+    assert all(p.grad is not None for p in hf.parameters() if p.requires_grad)
+
+
 @pytest.mark.parametrize(
     "model", [models.cases.HELM_D, models.cases.MICE_Q_LORA], ids=lambda model: model.name
 )

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 from helm_megatron.data.encoders import build_encoder
 from helm_megatron.data.tokenizer_training import train_tokenizer
 from helm_megatron.hf.configuration_helm import HelmConfig
+from helm_megatron.hf.generate import continuation
 from helm_megatron.hf.text import Text, TextError
 
 CORPUS = Path(__file__).parents[2] / "examples/data/wordnet_glosses.jsonl.gz"
@@ -50,6 +51,18 @@ def test_sentencepiece(sentencepiece, glosses, tmp_path):
     assert size == len(tokenizer) == 600
     assert ids == {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     assert tokenizer.padding_side == "left"
+
+
+def test_a_continuation_joins_its_prompt(sentencepiece, glosses, tmp_path):
+    """Wherever a text is cut into prompt and continuation; spaces at the cut are not lost."""
+    Text("SentencePieceTokenizer", sentencepiece).save(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    for text in glosses[:5]:
+        ids = tokenizer(text).input_ids
+        end = tokenizer.eos_token_id
+        for cut in range(len(ids)):
+            prompt = tokenizer.decode(ids[:cut])
+            assert prompt + continuation(tokenizer, [end, *ids, end], cut + 1) == text
 
 
 def test_hugging_face_tokenizer(sentencepiece, glosses, tmp_path):

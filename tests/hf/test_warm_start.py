@@ -8,6 +8,7 @@ from helm_megatron.hf.convert import ConversionError
 from helm_megatron.hf.modeling_helm import HelmForCausalLM
 from helm_megatron.hf.to_megatron import warm_start
 from helm_megatron.hf.warm_start import helm_d
+from tests.hf.tool import convert, refused
 
 pytestmark = pytest.mark.usefixtures("one_process")
 
@@ -54,6 +55,20 @@ def test_to_megatron(tmp_path, capsys):
     warm_start(tmp_path / "llama", tmp_path / "megatron", scale=1e-3)
     assert "warm start at scale 0.001: logits differ by" in capsys.readouterr().err
     assert (tmp_path / "megatron/release/.metadata").is_file()
+
+
+def test_command_line(tmp_path, capsys):
+    folder, out = tmp_path / "llama", tmp_path / "out"
+    llama(folder)
+    flags = ["--from", "hf", "--to", "megatron", "--load", folder, "--save", out]
+    refused(convert(*flags, "--warm-start-scale", 2), out, "--warm-start-scale 2.0: must be")
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[:-100])
+    refused(convert(*flags), out, "model.safetensors is truncated or damaged")
+    (folder / "model.safetensors").write_bytes(weights)
+    assert convert(*flags, "--warm-start-scale", 1e-4) is None
+    assert "warm start at scale 0.0001: logits differ by" in capsys.readouterr().err
+    assert (out / "latest_checkpointed_iteration.txt").read_text() == "release"
 
 
 def test_other_architectures_are_refused(tmp_path):

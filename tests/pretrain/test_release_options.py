@@ -73,15 +73,26 @@ def test_yarn_flags_reach_latent_attention(monkeypatch):
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=["120M", "1B"])
 def test_recipes_are_good_flags(recipe, monkeypatch):
-    from megatron.training.arguments import parse_args
+    from megatron.training.arguments import parse_args, validate_args
 
     from helm_megatron.pretrain import add_args
 
-    words = shlex.split(recipe.replace("\\\n", " ").replace('"$STEPS"', "100"))
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    text = recipe.replace("\\\n", " ").replace('"$STEPS"', "100")
+    words = shlex.split(text.replace('--data-path "$DATA"', "--mock-data"))
     start = words.index("pretrain_helm.py")
-    monkeypatch.setattr(sys, "argv", [*words[start:], "--mock-data"])
+    monkeypatch.setattr(sys, "argv", words[start:])
     args = parse_args(add_args)
     check_args(args)
+    validate_args(args)
     dense, experts = 1, args.num_layers - 1
     assert args.moe_layer_freq == [0] * dense + [1] * experts
     assert args.global_batch_size % (4 * args.micro_batch_size) == 0
+
+
+@pytest.mark.slow
+def test_odd_widths_train(starter):
+    """The release's hidden and feed-forward widths are odd, its heads do not divide them."""
+    odd = "--hidden-size 33 --ffn-hidden-size 65 --kv-channels 8 --train-iters 1".split()
+    for geometry in ("lorentz", "euclidean"):
+        assert starter.run(*odd, "--geometry", geometry)[1] > 0

@@ -42,10 +42,12 @@ class Jobs:
             "TMPDIR": os.environ.get("TMPDIR", "/tmp"),
         }
 
-    def pretrain(self, *flags, env=None):
+    def pretrain(self, *flags, env=None, sbatch=()):
         """Submit a training of the tiny recipe on two nodes; returns its id."""
         script = [ROOT / "slurm" / "pretrain.sbatch", "examples/tiny_mice.sh", *flags]
-        return self.cluster.submit("--nodes=2", *script, env=self.env | (env or {}), cwd=ROOT)
+        return self.cluster.submit(
+            "--nodes=2", *sbatch, *script, env=self.env | (env or {}), cwd=ROOT
+        )
 
     def run(self, *command):
         """Run a command on the controller, in the repository's folder."""

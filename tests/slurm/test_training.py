@@ -73,6 +73,20 @@ def test_from_text_to_scores_through_a_requeue_and_a_node_failure(cluster, jobs,
     assert (jobs.folder / "evaluation" / "scores.json").is_file()
 
 
+def test_a_time_limit_does_not_end_training(cluster, jobs):
+    """Two minutes, the shortest limit for a signal at 30 s: SLURM may send it 30 s too early."""
+    flags = [*MOCK, "--train-iters", 100000, "--save-interval", 100000]
+    job = jobs.pretrain(*flags, sbatch=["--time=2", "--signal=B:USR1@30"])
+    cluster.wait_until(lambda: cluster.job(job, "Restarts") == "1", 240, "requeue")
+    cluster.run("scontrol", "update", f"jobid={job}", "timelimit=20")
+    assert "asked to stop" in jobs.output(job)
+    saved = int((jobs.folder / "checkpoints" / "latest_checkpointed_iteration.txt").read_text())
+    assert saved == max(losses(jobs.log(job, 0))), "not saved when asked to stop"
+    jobs.wait_for(job, 1, f"iteration {saved + 1:8}/")
+    cluster.run("scancel", job)
+    assert cluster.wait(job) == "CANCELLED"
+
+
 def test_scancel_leaves_no_process_and_no_job(cluster, jobs):
     job = jobs.pretrain(*MOCK, "--train-iters", 100000)
     jobs.wait_for(job, 0, "iteration        5/")

@@ -23,6 +23,7 @@ from helm_megatron.hf import convert, sources, warm_start  # noqa: E402
 from helm_megatron.hf import to_megatron as hf_to_megatron  # noqa: E402
 from helm_megatron.hf.convert import ConversionError, Source  # noqa: E402
 from helm_megatron.hf.errors import ERRORS  # noqa: E402
+from helm_megatron.hf.quiet import quiet  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
@@ -131,4 +132,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    quiet()
     main()

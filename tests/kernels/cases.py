@@ -1,0 +1,111 @@
+"""Every fused function beside its plain twin, with inputs of awkward sizes."""
+
+from dataclasses import dataclass
+
+import torch
+
+from helm_megatron.geometry import lorentz, tails
+from helm_megatron.geometry.mixture import mixture as plain_mixture
+from helm_megatron.kernels import gated, mixture, norm2, residual, time_term
+
+TOKENS = (13, 3)
+
+
+@dataclass(frozen=True)
+class Case:
+    """`shapes` name the tensors; both functions take them in that order."""
+
+    fused: object
+    twin: object
+    shapes: dict
+
+    def inputs(self, dtype, device, seed=0):
+        """Random leaves; times are positive and of the precision they are computed in."""
+        generator = torch.Generator().manual_seed(seed)
+        out = []
+        for name, shape in self.shapes.items():
+            x = torch.randn(shape, generator=generator, dtype=torch.float64)
+            if name in ("time", "scale", "curvature", "weights"):
+                x = x.abs() + 0.5
+            wide = name in ("time", "curvature", "weights")
+            x = x.to(lorentz.at_least_fp32(torch.empty((), dtype=dtype)).dtype if wide else dtype)
+            out.append(x.to(device).requires_grad_())
+        return out
+
+
+def fresh(function):
+    """The function of a copy of its first argument, which it may overwrite."""
+    return lambda y, *rest: function(y * 1, *rest)
+
+
+def tail(fused, twin, out):
+    shapes = {"y": (*TOKENS, out), "time": (*TOKENS, 1), "time_weight": out}
+    return {
+        "": Case(fresh(fused), twin, shapes | {"bias": out}),
+        "_without_bias": Case(
+            lambda *inputs: fresh(fused)(*inputs, None), lambda *inputs: twin(*inputs, None), shapes
+        ),
+    }
+
+
+def residuals():
+    shapes = {"x": (*TOKENS, 37), "f": (*TOKENS, 37), "weight": 1}
+    return {
+        "": Case(
+            lambda x, f, w: residual.residual(x, f, w, 3.1, 1.3),
+            lambda x, f, w: lorentz.residual(x, f, w, 3.1, 1.3),
+            shapes,
+        ),
+        "_learned_scale": Case(
+            lambda x, f, w, a: residual.residual(x, f, w, a, 0.4),
+            lambda x, f, w, a: lorentz.residual(x, f, w, a, 0.4),
+            shapes | {"scale": 1},
+        ),
+        "_other_curvature": Case(
+            lambda x, f, w: residual.residual(x, f, w, 3.1, 1.3, 0.6),
+            lambda x, f, w: lorentz.residual(x, f, w, 3.1, 1.3, c_x=0.6),
+            shapes,
+        ),
+        "_curvature_tensor": Case(
+            lambda x, f, w, c: residual.residual(x, f, w, 3.1, c),
+            lambda x, f, w, c: lorentz.residual(x, f, w, 3.1, c),
+            shapes | {"curvature": 1},
+        ),
+    }
+
+
+def times():
+    x = {"x": (*TOKENS, 301)}
+    return {
+        "": Case(lambda x: norm2.time(x, 1.3), lambda x: lorentz.time(x, 1.3), x),
+        "_curvature_tensor": Case(norm2.time, lorentz.time, x | {"curvature": 1}),
+    }
+
+
+def mixtures():
+    """Rows in any order; the twin takes their shared points or none."""
+    slots = torch.randperm(39, generator=torch.Generator().manual_seed(2)).view(13, 3)
+    shapes = {"rows": (39, 77), "weights": 39}
+
+    def case(function, c):
+        return lambda y, w, shared=None: function(y, w, slots.to(y.device), shared, c)
+
+    return {
+        "": Case(
+            case(mixture.mixture, 1.3), case(plain_mixture, 1.3), shapes | {"shared": (13, 77)}
+        ),
+        "_unshared": Case(case(mixture.mixture, 0.4), case(plain_mixture, 0.4), shapes),
+    }
+
+
+CASES = {
+    f"{name}{variant}": case
+    for name, cases in {
+        "time_term": tail(time_term.add_time_term, tails.add_time_term, 301),
+        "gated": tail(gated.gated, tails.gated, 2 * 257),
+        "residual": residuals(),
+        "time": times(),
+        "mixture": mixtures(),
+    }.items()
+    for variant, case in cases.items()
+}

@@ -1,0 +1,103 @@
+"""Augmented heads and centroids, fused, against their plain twins: outputs and gradients."""
+
+import pytest
+import torch
+
+from helm_megatron.kernels.augment import augment, centroid
+from helm_megatron.layers.augmented import (
+    CENTROID_EPS,
+    ambient_centroid,
+    augment_key,
+    augment_query,
+    augment_value,
+)
+
+C = 0.7
+TOLERANCE = {
+    torch.float64: dict(rtol=1e-12, atol=1e-12),
+    torch.float32: dict(rtol=1e-5, atol=2e-6),
+    torch.bfloat16: dict(rtol=2e-2, atol=2e-2),
+}
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+def randn(*shape, dtype, device="cpu", seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device, dtype)
+
+
+def leaves(dtype, device="cpu"):
+    """q, k, v with grouped heads and another width of values, and tau."""
+    shapes = (5, 2, 4, 6), (5, 2, 2, 6), (5, 2, 2, 3)
+    made = [randn(*shape, dtype=dtype, device=device, seed=i) for i, shape in enumerate(shapes)]
+    made.append(torch.tensor([1.7], dtype=dtype, device=device))
+    return [x.requires_grad_() for x in made]
+
+
+def assert_same(fused, plain, inputs, tolerance):
+    """Outputs and gradients by every input."""
+    results = []
+    for function in (fused, plain):
+        outs = function(*inputs)
+        cotangents = [randn(*out.shape, dtype=out.dtype, seed=9).to(out.device) for out in outs]
+        results.append([*outs, *torch.autograd.grad(outs, inputs, cotangents)])
+    for ours, theirs in zip(*results, strict=True):
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs, **tolerance)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("shifted", [False, True])
+def test_augment(dtype, device, shifted):
+    inputs = leaves(dtype, device)
+    shift = inputs[2][:1].detach().double().norm(dim=-1, keepdim=True).to(dtype).float()
+    shift = shift if shifted else None
+
+    def plain(q, k, v, tau):
+        less = 0.0 if shift is None else shift
+        return augment_query(q, tau, C), augment_key(k, C), augment_value(v, C, less)
+
+    assert_same(lambda *x: augment(*x, C, shift), plain, inputs, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("shifted", [False, True])
+def test_centroid(dtype, device, shifted):
+    d, eps = 6, CENTROID_EPS[torch.float64 if dtype == torch.float64 else torch.float32]
+    m = augment_value(randn(5, 2, 4, d, dtype=dtype, device=device), C).requires_grad_()
+    shift = torch.rand(1, 2, 4, 1, device=device) if shifted else None
+    assert_same(
+        lambda m: [centroid(m, d, C, shift, eps)],
+        lambda m: [ambient_centroid(m, d, C, 0.0 if shift is None else shift)],
+        [m],
+        TOLERANCE[dtype],
+    )
+
+
+def test_centroid_of_a_lightlike_sum():
+    """Where |<m,m>| is clamped its gradient is zero."""
+    m = torch.tensor([[3.0, 4.0, 5.0]], dtype=torch.float64, requires_grad=True)
+    assert_same(
+        lambda m: [centroid(m, 2, C, None, 1e-8)],
+        lambda m: [ambient_centroid(m, 2, C)],
+        [m],
+        TOLERANCE[torch.float64],
+    )
+
+
+def test_gradients_in_fp64():
+    assert torch.autograd.gradcheck(lambda *x: augment(*x, C), leaves(torch.float64))
+    m = augment_value(randn(3, 4, dtype=torch.float64), C).requires_grad_()
+    assert torch.autograd.gradcheck(lambda m: centroid(m, 4, C, None, 1e-8), [m])
+
+
+def test_only_the_augmented_heads_are_saved():
+    """The kernel keeps them too; inputs and times are free to go."""
+    inputs = leaves(torch.float32)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+        outs = augment(*inputs, C)
+    large = [x.data_ptr() for x in saved if x.numel() > 1]
+    assert sorted(large) == sorted(out.data_ptr() for out in outs)

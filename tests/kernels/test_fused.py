@@ -1,0 +1,112 @@
+"""Fused functions against their plain twins: outputs, and gradients of every input.
+
+`triton` runs on a GPU, or in Triton's interpreter where TRITON_INTERPRET=1 (test_interpreter.py).
+"""
+
+import os
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from helm_megatron.kernels import backend, gated, norm2, residual, time_term
+from tests.kernels.cases import CASES
+
+# Relative root-mean-square error allowed: a multiple of the twin's own, and a floor.
+FLOOR = {torch.float32: 1e-6, torch.bfloat16: 1e-3}
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# The interpreter rounds to bf16 by truncation, which doubles the error.
+MULTIPLE = 2.2 if INTERPRETED else 1.1
+
+
+@pytest.fixture(params=["torch", "triton"])
+def device(request, monkeypatch):
+    """Run on the given implementation; yields the device of the tensors."""
+    if request.param == "torch":
+        monkeypatch.setattr(backend, "uses_triton", lambda x: False)
+        return "cpu"
+    if torch.cuda.is_available():
+        return "cuda"
+    if not INTERPRETED:
+        pytest.skip("no GPU; test_interpreter.py runs these in Triton's interpreter")
+    monkeypatch.setattr(backend, "uses_triton", lambda x: x.element_size() <= 4)
+    return "cpu"
+
+
+def results(function, inputs, seed=1):
+    """Output and gradients, for a random gradient of the output."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    out = function(*leaves)
+    generator = torch.Generator().manual_seed(seed)
+    grad = torch.randn(out.shape, generator=generator, dtype=torch.float64)
+    out.backward(grad.to(torch.bfloat16).to(out))
+    return [out.detach(), *(x.grad for x in leaves)]
+
+
+def error(got, exact):
+    return ((got.double() - exact).norm() / exact.norm()).item()
+
+
+@pytest.mark.parametrize("dtype", FLOOR)
+@pytest.mark.parametrize("name", CASES)
+def test_as_exact_as_the_twin(name, dtype, device):
+    case = CASES[name]
+    inputs = case.inputs(dtype, device)
+    exact = results(case.twin, [x.double() for x in inputs])
+    theirs, ours = results(case.twin, inputs), results(case.fused, inputs)
+    for got, plain, true in zip(ours, theirs, exact, strict=True):
+        assert got.dtype == plain.dtype and got.shape == plain.shape
+        assert error(got, true) <= MULTIPLE * error(plain, true) + FLOOR[dtype]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_in_fp64(name):
+    inputs = CASES[name].inputs(torch.float64, "cpu")
+    torch.testing.assert_close(CASES[name].fused(*inputs), CASES[name].twin(*inputs))
+    assert torch.autograd.gradcheck(CASES[name].fused, inputs, fast_mode=True)
+
+
+def test_residual_is_clamped_as_in_its_twin(device):
+    """x = -f has no direction: n is zero, and nothing but z itself carries a gradient."""
+    case = CASES["residual"]
+    x, _, weight = case.inputs(torch.float32, device)
+    inputs = x.detach(), -x.detach(), torch.ones_like(weight)
+    for got, plain in zip(results(case.fused, inputs), results(case.twin, inputs), strict=True):
+        torch.testing.assert_close(got, plain, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (1, 1)])
+def test_no_tokens_and_one(shape, device):
+    x = torch.randn(*shape, 6, device=device, requires_grad=True)
+    w = torch.randn(6, device=device, requires_grad=True)
+    one = torch.ones(1, device=device, requires_grad=True)
+    t = norm2.time(x, 1.0)
+    out = residual.residual(time_term.add_time_term(x * 1, t, w, w), x, one, 2.0, 1.0)
+    gated.gated(out * 1, t, w, None).sum().backward()
+    assert x.grad.shape == x.shape and w.grad.isfinite().all() and one.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_recomputed_activations_give_the_same_gradients(reentrant, device):
+    """A block that uses its weights twice, kept and recomputed."""
+    torch.manual_seed(0)
+    d, f = 10, 14
+    shapes = [(2 * f, d), (2 * f,), (d, f), (d,), (1,)]
+    weights = [torch.randn(s, device=device, requires_grad=True) for s in shapes]
+    x = torch.randn(7, 2, d, device=device, requires_grad=True)
+
+    def block(x):
+        w1, b1, w2, b2, w = weights
+        h = gated.gated(torch.matmul(x, w1.t()), norm2.time(x, 1.3), b1, b1)
+        y = time_term.add_time_term(torch.matmul(h, w2.t()), norm2.time(h, 1.3), b2, None)
+        return residual.residual(x, y, w, 2.0, 1.3)
+
+    def gradients(run):
+        for leaf in (x, *weights):
+            leaf.grad = None
+        run(run(x)).square().mean().backward()
+        return [leaf.grad for leaf in (x, *weights)]
+
+    again = gradients(lambda x: checkpoint(block, x, use_reentrant=reentrant))
+    for a, b in zip(again, gradients(block), strict=True):
+        torch.testing.assert_close(a, b)
