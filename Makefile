@@ -2,13 +2,13 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.helm-megatron-installed
-SHELL_SCRIPTS = .ci/run $(shell find examples tools slurm -name '*.sh' -o -name '*.sbatch')
+SHELL_SCRIPTS = .ci/run $(shell find benchmarks examples tools slurm -name '*.sh' -o -name '*.sbatch')
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint clean
+.PHONY: help quickstart test lint bench bench-gpu clean
 
 help:  ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
 
 quickstart: $(INSTALLED)  ## Train, export and evaluate a small HELM-MiCE on this machine
 	@PYTHON=$(PYTHON) examples/quickstart.sh
@@ -23,6 +23,12 @@ lint: $(INSTALLED)  ## Check style, types and shell scripts
 	$(PYTHON) -m mypy
 	$(VENV)/bin/shellcheck $(SHELL_SCRIPTS)
 	$(VENV)/bin/hadolint docker/Dockerfile
+
+bench: $(INSTALLED)  ## Measure HELM against its twin on this machine's CPU: docs/performance.md
+	PYTHON=$(PYTHON) benchmarks/cpu.sh
+
+bench-gpu: $(INSTALLED)  ## The same on a GPU, at the sizes that train there
+	PYTHON=$(PYTHON) benchmarks/gpu.sh
 
 clean:  ## Remove caches and the quickstart's output; .venv stays
 	rm -rf runs/quickstart .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -16,6 +16,7 @@ import time
 from typing import Any
 
 import torch
+from measure import add_output, report, synchronize
 
 from helm_megatron.hf.configuration_helm import HelmConfig
 from helm_megatron.hf.modeling_helm import HelmForCausalLM
@@ -82,8 +83,7 @@ class AttentionClock:
 
 def now() -> float:
     """The time, when all work on the device is done."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    synchronize()
     return time.perf_counter()
 
 
@@ -109,7 +109,7 @@ def measure(
 
 
 def main() -> None:
-    """Measure and print a Markdown table."""
+    """Measure, print a Markdown table, write JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--hidden-size", type=int, default=512)
     parser.add_argument("--layers", type=int, default=4)
@@ -118,12 +118,14 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, nargs="+", default=[128, 512, 2048])
     parser.add_argument("--repeats", type=int, default=40)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    add_output(parser)
     args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = getattr(torch, args.dtype)
     torch.manual_seed(0)
-    print("| model | prompt | bytes/token computed | measured | time/token | attention | rest |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    rows: list[dict[str, Any]] = []
     for name, config in configs(args).items():
         model = HelmForCausalLM(config).to(device, dtype).eval()
         clock = AttentionClock(model)
@@ -132,12 +134,18 @@ def main() -> None:
         for prompt in sorted(args.prompts):
             size, attention, rest = measure(model, clock, prompt, args.repeats)
             first = first or (attention, rest)
-            print(
-                f"| {name} | {prompt} | {bytes_per_token(config, dtype.itemsize)} | {size:.0f} "
-                f"| {(attention + rest) / sum(first):.2f} | {attention / first[0]:.2f} "
-                f"| {rest / first[1]:.2f} |",
-                flush=True,
+            rows.append(
+                {
+                    "model": name,
+                    "prompt": prompt,
+                    "bytes/token computed": bytes_per_token(config, dtype.itemsize),
+                    "measured": f"{size:.0f}",
+                    "time/token": f"{(attention + rest) / sum(first):.2f}",
+                    "attention": f"{attention / first[0]:.2f}",
+                    "rest": f"{rest / first[1]:.2f}",
+                }
             )
+    report(rows, args.output)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import statistics
 import time
 
 import torch
+from measure import add_output, report
 
 from helm_megatron.optim import rows
 from helm_megatron.optim.cpu_adam import FusedAdam
@@ -81,17 +82,22 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=32768)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--threads", type=int, default=1)
+    add_output(parser)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(args.threads or 1)
+    table = []
     with torch.no_grad():
         for kind in ("every token", "same hundredth", "hundredth by Zipf's law"):
             riemannian, adam = measure(kind, (args.rows, args.width), args.steps)
-            print(
-                f"{kind}: Riemannian Adam {riemannian:.1f} ms, Adam {adam:.1f} ms, "
-                f"ratio {riemannian / adam:.2f}",
-                flush=True,
+            table.append(
+                {
+                    "batch": kind,
+                    "Riemannian Adam, ms": f"{riemannian:.1f}",
+                    "Adam, ms": f"{adam:.1f}",
+                    "ratio": f"{riemannian / adam:.2f}",
+                }
             )
+    report(table, args.output)
 
 
 if __name__ == "__main__":
