@@ -67,21 +67,23 @@ class _Launch:
             WIDTH_E=_width(v.shape[-1]),
             PACKED=bounds is not None,
         )
-        # Bytes of a row of the widest tile decide how many rows fit into shared memory.
-        self.bytes = max(_width(q.shape[-1]), _width(v.shape[-1])) * q.element_size()
+        # Of the widest rows; they decide how many fit into registers and shared memory.
+        self.width = max(_width(q.shape[-1]), _width(v.shape[-1]))
+        self.half = q.element_size() == 2
 
     def grid(self, rows: int, heads: int) -> tuple[int, int]:
         return triton.cdiv(self.longest, rows), self.sequences * heads
 
     def forward_tiles(self) -> dict[str, int]:
-        small = self.bytes > 256
-        return dict(M=64 if small else 128, N=32 if small else 64, num_warps=4 if small else 8)
+        keys = 64 if self.half and self.width <= 128 else 32
+        return dict(M=128 if self.half else 64, N=keys, num_warps=8, num_stages=2)
 
     def backward_tiles(self, rows: str) -> dict[str, int]:
         """`rows` names the side that a program keeps."""
+        kept = 64 if self.half and self.width <= 128 else 32
+        warps = 4 if self.half and self.width <= 64 else 8
         other = "N" if rows == "M" else "M"
-        small = self.bytes > 256
-        return {rows: 32 if small else 64, other: 32, "num_warps": 4, "num_stages": 2}
+        return {rows: kept, other: 32, "num_warps": warps, "num_stages": 2}
 
 
 class _FlashAttention(torch.autograd.Function):
