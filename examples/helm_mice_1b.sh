@@ -58,7 +58,7 @@ MODEL_ARGS=(
     --num-experts 8 --moe-router-topk 2 --moe-layer-freq "[0]+[1]*15"
     --moe-router-score-function softmax --moe-router-pre-softmax --moe-router-dtype fp32
     --moe-router-load-balancing-type aux_loss --moe-aux-loss-coeff 1e-4
-    --moe-token-dispatcher-type alltoall
+    --moe-token-dispatcher-type alltoall --moe-grouped-gemm
     --seq-length 2048 --max-position-embeddings 2048 --vocab-size 128256
     --swiglu --normalization RMSNorm --disable-bias-linear --position-embedding-type rope
     --untie-embeddings-and-output-weights --hidden-dropout 0 --attention-dropout 0

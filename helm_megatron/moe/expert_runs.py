@@ -211,7 +211,7 @@ def _product(a: Tensor, b: Tensor, factor: float) -> Tensor:
 
 def _times(matrix: Tensor, vector: Tensor) -> Tensor:
     """matrix @ vector, as `[n, 1]` in at least fp32."""
-    return at_least_fp32(matrix) @ at_least_fp32(vector).view(-1, 1)
+    return torch.mv(at_least_fp32(matrix), at_least_fp32(vector).view(-1)).unsqueeze(-1)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -57,5 +57,6 @@ def _await_parameters(expert: torch.nn.Module) -> None:
     called here.
     """
     for module in expert.modules():
-        for hook in module._forward_pre_hooks.values():
-            hook(module, ())
+        for key, hook in module._forward_pre_hooks.items():
+            with_kwargs = key in module._forward_pre_hooks_with_kwargs
+            hook(module, (), {}) if with_kwargs else hook(module, ())

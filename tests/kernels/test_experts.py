@@ -66,11 +66,13 @@ def results(leaves, loads, dtype):
 def test_triton_experts_are_as_exact_as_one_after_the_other(
     dtype, loads, bias, triton_device, monkeypatch
 ):
+    if dtype == torch.float32 and triton_device == "cuda":
+        pytest.skip("on a GPU torch's grouped product takes bf16 only")
     leaves = inputs(loads, dtype, triton_device, bias)
     exact = results(leaves, loads, torch.float64)
     monkeypatch.setattr(expert_groups, "fits", lambda x, expert: False)
     theirs = results(leaves, loads, dtype)
-    # On a GPU torch's grouped product takes bf16 only; here fp32 shows errors that bf16 would hide.
+    # In the interpreter also fp32, which shows errors that bf16 would hide.
     monkeypatch.setattr(expert_groups, "fits", lambda x, expert: True)
     ours = results(leaves, loads, dtype)
     for place, (got, plain, true) in enumerate(zip(ours, theirs, exact, strict=True)):
