@@ -42,30 +42,7 @@ def add_helm_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         default="lorentz",
         help="lorentz: HELM; euclidean: its twin, Megatron's own leaves under the same flags.",
     )
-    group.add_argument(
-        "--curvature", type=float, default=1.0, help="c of the hidden activations (default 1)."
-    )
-    group.add_argument(
-        "--layer-curvature",
-        type=float,
-        nargs="+",
-        default=None,
-        metavar="C",
-        help="c within the layers: one value, or the first and the last layer's, the others spaced "
-        "evenly (default: --curvature, which is that between layers).",
-    )
-    group.add_argument(
-        "--embedding-curvature",
-        type=float,
-        default=None,
-        help="c of the token embeddings (default: --curvature).",
-    )
-    group.add_argument(
-        "--output-curvature",
-        type=float,
-        default=None,
-        help="c of the points that give the logits (default: --curvature).",
-    )
+    _add_curvature_args(group)
     group.add_argument(
         "--helm-embedding",
         choices=["euclidean", "lorentz"],
@@ -103,6 +80,33 @@ def _add_loss_args(parser: argparse.ArgumentParser) -> None:
         metavar="TOKENS",
         help="Compute logits and loss of so many positions of a sequence at a time, and again in "
         "the backward pass: the logits of all others take no memory (default: all at once).",
+    )
+
+
+def _add_curvature_args(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--curvature", type=float, default=1.0, help="c of the hidden activations (default 1)."
+    )
+    group.add_argument(
+        "--layer-curvature",
+        type=float,
+        nargs="+",
+        default=None,
+        metavar="C",
+        help="c within the layers: one value, or the first and the last layer's, the others spaced "
+        "evenly (default: --curvature, which is that between layers).",
+    )
+    group.add_argument(
+        "--embedding-curvature",
+        type=float,
+        default=None,
+        help="c of the token embeddings (default: --curvature).",
+    )
+    group.add_argument(
+        "--output-curvature",
+        type=float,
+        default=None,
+        help="c of the points that give the logits (default: --curvature).",
     )
 
 

@@ -51,6 +51,7 @@ def check_args(args: argparse.Namespace) -> None:
         _unsupported_rules,
         _geometry_rules,
         _layer_rules,
+        _attention_rules,
         _moe_rules,
         _loss_rules,
         _optimizer_rules,
@@ -138,6 +139,24 @@ def _layer_rules(args: argparse.Namespace) -> Rules:
         )
     else:
         yield _rotary_width_rule(args)
+
+
+def _attention_rules(args: argparse.Namespace) -> Rules:
+    backend = args.attention_backend.name
+    flag = f"--attention-backend {backend}"
+    yield backend == "local", f"{flag}: takes another spec; pass unfused"
+    if backend != "flash" or args.geometry != "lorentz":
+        return
+    flash = f"{flag}: Lorentz flash attention"
+    missing = importlib.util.find_spec("triton") is None
+    yield missing, f"{flash} needs Triton; install the package triton, or drop the flag"
+    dropout, cp = args.attention_dropout, args.context_parallel_size
+    yield dropout > 0, f"{flash} has no --attention-dropout {dropout}; pass 0"
+    yield cp > 1, f"{flash} has no --context-parallel-size {cp}; drop --attention-backend"
+    yield (
+        args.reset_attention_mask,
+        f"{flash} takes no --reset-attention-mask; use --dataloader-inter-document-masking",
+    )
 
 
 def _rotary_width_rule(args: argparse.Namespace) -> tuple[bool, str]:

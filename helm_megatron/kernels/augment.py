@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from helm_megatron.geometry.lorentz import at_least_fp32
+from helm_megatron.kernels import backend
 
 # The lanes of a time: its sign, and which of its parts they carry, 0 high and 1 low. Where the
 # dtype is wide enough one lane has it all.
@@ -50,8 +51,7 @@ class _Augment(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, tau: Tensor, c: float, shift: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        factor = 2 / at_least_fp32(tau)
-        queries = _lifted(q, _QUERY, c * factor * factor, factor=factor)
+        queries = _lifted(q, _QUERY, c, tau=tau)
         keys, values = _lifted(k, _KEY, c), _lifted(v, _VALUE, c, shift=shift)
         ctx.save_for_backward(queries, keys, values, tau, shift)
         ctx.widths = q.shape[-1], v.shape[-1]
@@ -61,15 +61,10 @@ class _Augment(torch.autograd.Function):
     def backward(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple:  # type: ignore[override]
         q, k, v, tau, shift = ctx.saved_tensors
         d, e = ctx.widths
-        dtau = None
-        if ctx.needs_input_grad[3]:
-            # The queries are homogeneous in 1 / tau: the gradient is their product with dq.
-            times, slopes = _time(q, d, _QUERY), _time_gradient(dq, d, _QUERY)
-            product = _vecdot(q[..., :d], dq[..., :d]) + times * slopes
-            dtau = (-product.sum() / tau).to(tau.dtype)
-        dq = _space_gradient(q, dq, d, _QUERY, factor=2 / at_least_fp32(tau))
-        dk = _space_gradient(k, dk, d, _KEY)
-        return dq, dk, _space_gradient(v, dv, e, _VALUE, shift=shift), dtau, None, None
+        dq, dtau = _lifted_backward(q, dq, d, _QUERY, tau=tau)
+        dk, _ = _lifted_backward(k, dk, d, _KEY)
+        dv, _ = _lifted_backward(v, dv, e, _VALUE, shift=shift)
+        return dq, dk, dv, dtau, None, None
 
 
 class _Centroid(torch.autograd.Function):
@@ -77,6 +72,11 @@ class _Centroid(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, m: Tensor, d: int, c: float, shift: Tensor | None, eps: float
     ) -> Tensor:
+        ctx.d, ctx.c, ctx.eps = d, c, eps
+        if backend.uses_triton(m):
+            out, norm2 = backend.kernels("augment").centroid(m, d, c, shift, eps)
+            ctx.save_for_backward(m, norm2, shift)
+            return out
         wide = at_least_fp32(m)
         space, time = wide[..., :d], wide[..., d:].sum(-1, keepdim=True)
         time = time if shift is None else time + shift
@@ -87,13 +87,16 @@ class _Centroid(torch.autograd.Function):
         torch.mul(space, radius, out=out[..., 1:])
         out[..., :1] = (length2 * radius * radius + c).sqrt()
         ctx.save_for_backward(m, norm2, shift)
-        ctx.d, ctx.c, ctx.eps = d, c, eps
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:  # type: ignore[override]
         m, norm2, shift = ctx.saved_tensors
         d, c = ctx.d, ctx.c
+        if backend.uses_triton(m):
+            kernels = backend.kernels("augment")
+            dm = kernels.centroid_backward(m, norm2, grad, d, c, shift, ctx.eps)
+            return dm, None, None, None, None
         wide, grad = at_least_fp32(m), at_least_fp32(grad)
         space, time = wide[..., :d], wide[..., d:].sum(-1, keepdim=True)
         time = time if shift is None else time + shift
@@ -111,21 +114,21 @@ class _Centroid(torch.autograd.Function):
 
 
 def _lifted(
-    x: Tensor,
-    lanes: Lanes,
-    c: float | Tensor,
-    factor: Tensor | None = None,
-    shift: Tensor | None = None,
+    x: Tensor, lanes: Lanes, c: float, tau: Tensor | None = None, shift: Tensor | None = None
 ) -> Tensor:
-    """(x, lanes of sign * (time - shift), zeros), where x is first multiplied by factor."""
+    """(x, lanes of sign * (time - shift), zeros), where x is first multiplied by 2 / tau."""
     d, (sign, parts) = x.shape[-1], lanes
-    out = x.new_empty(*x.shape[:-1], augmented_width(x.dtype, d, len(parts)))
+    width = augmented_width(x.dtype, d, len(parts))
+    if backend.uses_triton(x):
+        kernels = backend.kernels("augment")
+        return kernels.lifted(x, width, *_lane_numbers(x.dtype, lanes), c, tau, shift)
+    out = x.new_empty(*x.shape[:-1], width)
     space = out[..., :d]
-    if factor is None:
-        space.copy_(x)
+    if tau is None:
+        time = (_norm2(space.copy_(x)) + c).sqrt()
     else:
-        torch.mul(x, factor, out=space)
-    time = (_norm2(space) + c).sqrt()
+        factor = 2 / at_least_fp32(tau)
+        time = (_norm2(torch.mul(x, factor, out=space)) + c * factor * factor).sqrt()
     time = sign * (time if shift is None else time - shift)
     if torch.finfo(x.dtype).bits >= 32:
         out[..., d:] = time
@@ -138,20 +141,35 @@ def _lifted(
     return out
 
 
-def _space_gradient(
+def _lifted_backward(
     out: Tensor,
     grad: Tensor,
     d: int,
     lanes: Lanes,
-    factor: Tensor | None = None,
+    tau: Tensor | None = None,
     shift: Tensor | None = None,
-) -> Tensor:
-    """The gradient by the argument of `_lifted`, from its result and the gradient by that."""
-    time = _time(out, d, lanes)
-    time = time if shift is None else time + shift
-    ratio = _time_gradient(grad, d, lanes) / time
-    space = torch.addcmul(at_least_fp32(grad[..., :d]), at_least_fp32(out[..., :d]), ratio)
-    return (space if factor is None else space.mul_(factor)).to(out.dtype)
+) -> tuple[Tensor, Tensor | None]:
+    """The gradients by x and tau of `_lifted`, from its result and the gradient by that."""
+    if backend.uses_triton(out):
+        kernels = backend.kernels("augment")
+        return kernels.lifted_backward(out, grad, d, *_lane_numbers(out.dtype, lanes), tau, shift)
+    time, slope = _time(out, d, lanes), _time_gradient(grad, d, lanes)
+    ratio = slope / (time if shift is None else time + shift)
+    g_space, space = at_least_fp32(grad[..., :d]), at_least_fp32(out[..., :d])
+    dx = torch.addcmul(g_space, space, ratio)
+    if tau is None:
+        return dx.to(out.dtype), None
+    # Queries are homogeneous in 1 / tau: the gradient is their product with theirs.
+    dtau = -(_vecdot(space, g_space) + time * slope).sum() / tau
+    return dx.mul_(2 / at_least_fp32(tau)).to(out.dtype), dtau.to(tau.dtype)
+
+
+def _lane_numbers(dtype: torch.dtype, lanes: Lanes) -> tuple[int, int, int]:
+    """Sign, number of lanes, and which of them has the low part: none, if one has it all."""
+    sign, parts = lanes
+    if torch.finfo(dtype).bits >= 32:
+        return sign, 1, 1 << 20
+    return sign, len(parts), parts.index(1)
 
 
 def _time(out: Tensor, d: int, lanes: Lanes) -> Tensor:

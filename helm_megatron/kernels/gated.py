@@ -46,7 +46,7 @@ class _Gated(torch.autograd.Function):
 
 
 def _swiglu_backward(grad: Tensor, total: Tensor) -> Tensor:
-    """Gradient of both halves of the sum, written into one tensor as the matrix product wants it."""
+    """Gradient of the sum, both halves in one tensor as the matrix product wants it."""
     gate, up = total.chunk(2, dim=-1)
     out = torch.empty_like(total)
     by_gate, by_up = out.chunk(2, dim=-1)

@@ -30,7 +30,6 @@ from helm_megatron.layers.parallel import (
     time_into_columns,
 )
 
-
 # Base of the mixins to the type checker: some backend's linear. At run time each is mixed with one.
 _Linear: Any = object
 

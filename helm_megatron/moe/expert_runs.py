@@ -15,7 +15,7 @@ as wide as the experts only `a` is kept for the backward pass.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,17 +25,9 @@ from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from helm_megatron.geometry.lorentz import at_least_fp32
-
-
-class Expert(NamedTuple):
-    """Parameters of one expert, or their gradients, as they lie on this rank."""
-
-    weight1: Tensor
-    time_weight1: Tensor
-    bias1: Tensor | None
-    weight2: Tensor
-    time_weight2: Tensor
-    bias2: Tensor | None
+from helm_megatron.kernels import backend
+from helm_megatron.moe import expert_groups
+from helm_megatron.moe.expert_parameters import Expert, by_expert
 
 
 def run_experts(
@@ -63,10 +55,14 @@ def run_experts(
         Points of L_c `[n, hidden]`, whole on every rank; the gradient of x is this rank's share.
     """
     flat = [parameter for expert in experts for parameter in expert]
-    return _Runs.apply(x, counts, c, tp_group, curvature_in, curvature_out, *flat)
+    grouped = backend.uses_triton(x) and expert_groups.fits(x, experts[0])
+    function = expert_groups.Groups if grouped else Runs
+    return function.apply(x, counts, c, tp_group, curvature_in, curvature_out, *flat)
 
 
-class _Runs(torch.autograd.Function):
+class Runs(torch.autograd.Function):
+    """The arguments are those of `run_experts`, the experts flat."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -78,7 +74,7 @@ class _Runs(torch.autograd.Function):
         curvature_out: Tensor,
         *flat: Tensor | None,
     ) -> Tensor:
-        experts, curvatures = _by_expert(flat), curvature_in.tolist()
+        experts, curvatures = by_expert(flat), curvature_in.tolist()
         time = _norm2(x).add_(c).sqrt_()
         a, y = x.new_empty(len(x), len(experts[0].weight1)), torch.empty_like(x)
         inner_time = torch.empty_like(time)
@@ -101,7 +97,7 @@ class _Runs(torch.autograd.Function):
         runs: Any = zip(*(r.split(ctx.counts) for r in rows), strict=True)
         by_in, by_out = [], []
         gradients: list[Any] = []
-        for run, expert, c_e in zip(runs, _by_expert(flat), ctx.curvatures, strict=True):
+        for run, expert, c_e in zip(runs, by_expert(flat), ctx.curvatures, strict=True):
             d_in, d_out, d_expert = _run_backward(expert, ctx.c, c_e, *run)
             by_in.append(d_in)
             by_out.append(d_out)
@@ -190,11 +186,6 @@ def _run_backward(
             bias2=None if expert.bias2 is None else _like(d_bias2, expert.bias2),
         ),
     )
-
-
-def _by_expert(flat: Sequence[Any]) -> list[Expert]:
-    width = len(Expert._fields)
-    return [Expert(*flat[i : i + width]) for i in range(0, len(flat), width)]
 
 
 def _fill(out: Tensor, time: Tensor, weight: Tensor, bias: Tensor | None) -> None:

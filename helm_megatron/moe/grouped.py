@@ -8,7 +8,8 @@ import torch
 from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
 from torch import Tensor
 
-from helm_megatron.moe.expert_runs import Expert, run_experts
+from helm_megatron.moe.expert_parameters import Expert
+from helm_megatron.moe.expert_runs import run_experts
 from helm_megatron.moe.experts import MiceExperts
 
 

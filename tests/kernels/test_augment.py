@@ -1,8 +1,11 @@
 """Augmented heads and centroids, fused, against their plain twins: outputs and gradients."""
 
+import os
+
 import pytest
 import torch
 
+from helm_megatron.kernels import backend
 from helm_megatron.kernels.augment import augment, centroid
 from helm_megatron.layers.augmented import (
     CENTROID_EPS,
@@ -18,7 +21,17 @@ TOLERANCE = {
     torch.float32: dict(rtol=1e-5, atol=2e-6),
     torch.bfloat16: dict(rtol=2e-2, atol=2e-2),
 }
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@pytest.fixture(params=["torch", "triton"])
+def device(request, monkeypatch):
+    """Run on the given implementation; yields the device of the tensors."""
+    if request.param == "triton" and not INTERPRETED and not torch.cuda.is_available():
+        pytest.skip("run by test_flash_attention.py, test_in_the_interpreter")
+    triton = request.param == "triton"
+    monkeypatch.setattr(backend, "uses_triton", lambda x: triton and x.element_size() <= 4)
+    return "cuda" if triton and not INTERPRETED else "cpu"
 
 
 def randn(*shape, dtype, device="cpu", seed=0):
@@ -47,7 +60,6 @@ def assert_same(fused, plain, inputs, tolerance):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("shifted", [False, True])
 def test_augment(dtype, device, shifted):
     inputs = leaves(dtype, device)
@@ -62,7 +74,6 @@ def test_augment(dtype, device, shifted):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("shifted", [False, True])
 def test_centroid(dtype, device, shifted):
     d, eps = 6, CENTROID_EPS[torch.float64 if dtype == torch.float64 else torch.float32]
@@ -73,6 +84,18 @@ def test_centroid(dtype, device, shifted):
         lambda m: [ambient_centroid(m, d, C, 0.0 if shift is None else shift)],
         [m],
         TOLERANCE[dtype],
+    )
+
+
+def test_packed_heads(device):
+    """Without a batch dimension, and not contiguous."""
+    inputs = leaves(torch.float32, device)
+    inputs = [x[:, 1].detach().requires_grad_() for x in inputs[:3]] + inputs[3:]
+    assert_same(
+        lambda *x: augment(*x, C),
+        lambda q, k, v, t: (augment_query(q, t, C), augment_key(k, C), augment_value(v, C)),
+        inputs,
+        TOLERANCE[torch.float32],
     )
 
 

@@ -9,12 +9,17 @@ import pytest
 import torch
 
 from helm_megatron.kernels import backend
+from tests.kernels import test_experts as experts
 from tests.kernels.cases import CASES
 from tests.kernels.test_fused import results
 
 triton = pytest.importorskip("triton")
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}
 POINTERS = TYPES | {torch.int32: "*i32", torch.int64: "*i64"}
+without_gpu = pytest.mark.skipif(
+    torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1",
+    reason="the kernels themselves run",
+)
 
 
 def compile_only(kernel, grid, *args, **options):
@@ -25,7 +30,8 @@ def compile_only(kernel, grid, *args, **options):
     signature = {}
     for name in kernel.arg_names:
         value = values[name]
-        if name in constants:
+        if name in constants or value is None:
+            constants[name] = value
             signature[name] = "constexpr"
         elif isinstance(value, torch.Tensor):
             signature[name] = POINTERS[value.dtype]
@@ -37,10 +43,21 @@ def compile_only(kernel, grid, *args, **options):
     assert triton.compile(source, target=target, options={"num_warps": warps}).asm["cubin"]
 
 
-@pytest.mark.skipif(
-    torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1",
-    reason="the kernels themselves run",
-)
+@pytest.fixture
+def launched(monkeypatch):
+    """Kernels are compiled instead of launched; their names."""
+    names = []
+
+    def launch(kernel, grid):
+        names.append(kernel.__name__)
+        return lambda *args, **options: compile_only(kernel, grid, *args, **options)
+
+    monkeypatch.setattr(triton.JITFunction, "__getitem__", launch)
+    monkeypatch.setattr(backend, "uses_triton", lambda x: True)
+    return names
+
+
+@without_gpu
 @pytest.mark.parametrize(
     "name",
     [
@@ -48,15 +65,40 @@ def compile_only(kernel, grid, *args, **options):
         *("mixture", "mixture_unshared"),
     ],
 )
-def test_kernels_compile_for_an_nvidia_gpu(name, monkeypatch):
-    launched = []
-
-    def launch(kernel, grid):
-        launched.append(kernel.__name__)
-        return lambda *args, **options: compile_only(kernel, grid, *args, **options)
-
-    monkeypatch.setattr(triton.JITFunction, "__getitem__", launch)
-    monkeypatch.setattr(backend, "uses_triton", lambda x: True)
+def test_kernels_compile_for_an_nvidia_gpu(name, launched):
     for dtype in TYPES:
         results(CASES[name].fused, CASES[name].inputs(dtype, "cpu"))
     assert len(launched) == 2 * len(TYPES), "forward and backward"
+
+
+@without_gpu
+def test_kernels_of_experts_compile_for_an_nvidia_gpu(launched):
+    loads = [3, 2]
+    experts.results(experts.inputs(loads, torch.bfloat16, "cpu", True), loads, torch.bfloat16)
+    assert len(launched) == 5, "time, and both tails forward and backward"
+
+
+@without_gpu
+@pytest.mark.parametrize("bounds", [None, torch.zeros(3, dtype=torch.int32)])
+def test_flash_attention_compiles(bounds, launched):
+    from helm_megatron.kernels.flash_attention import flash_attention
+
+    q, k, v = (
+        torch.randn(40, 1, heads, 64, dtype=torch.bfloat16, requires_grad=True)
+        for heads in (2, 1, 1)
+    )
+    flash_attention(q, k, v, torch.ones(1), 1.0, bounds).sum().backward()
+    assert {"forward_kernel", "query_kernel", "key_kernel", "prepare_kernel"} <= {*launched}
+
+
+@without_gpu
+def test_augmentation_and_centroid_compile(launched):
+    from helm_megatron.kernels.augment import augment, centroid
+
+    q, k, v = (torch.randn(5, 2, 4, 6, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    tau, shift = torch.ones(1, requires_grad=True), torch.zeros(1, 2, 4, 1)
+    for moved in (None, shift):
+        sum(out.sum() for out in augment(q, k, v, tau, 1.0, moved)).backward()
+        m = torch.randn(5, 2, 4, 8, dtype=torch.bfloat16, requires_grad=True)
+        centroid(m, 6, 1.0, moved, 1e-6).sum().backward()
+    assert len(launched) == 2 * (3 + 3 + 1 + 1)

@@ -40,8 +40,9 @@ TOLERANCE = {torch.float32: (3e-6, 2e-4), torch.bfloat16: (4e-3, 1e-2)}
 
 @pytest.mark.skipif(INTERPRETED or torch.cuda.is_available(), reason="the kernels run here")
 def test_in_the_interpreter():
+    files = __file__, Path(__file__).with_name("test_augment.py")
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files],
         env=os.environ | {"TRITON_INTERPRET": "1"},
         cwd=Path(__file__).parents[2],
         capture_output=True,

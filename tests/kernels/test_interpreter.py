@@ -15,8 +15,9 @@ pytest.importorskip("triton")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="test_fused.py runs the kernels on the GPU")
-def test_triton_kernels_in_the_interpreter():
-    tests = Path(__file__).with_name("test_fused.py")
+@pytest.mark.parametrize("name", ["test_fused.py", "test_experts.py"])
+def test_triton_kernels_in_the_interpreter(name):
+    tests = Path(__file__).with_name(name)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests)]
     run = subprocess.run(
         [*command, "-k", "triton"],

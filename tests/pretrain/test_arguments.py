@@ -49,6 +49,8 @@ REFUSED = {
     ],
     "--num-experts": [*DENSE, *MICE, "--expert-model-parallel-size", 3],
     "--sequence-parallel": [*DENSE, *MICE, "--tensor-model-parallel-size", 2],
+    "--attention-dropout": [*DENSE, "--attention-backend", "flash", "--attention-dropout", 0.1],
+    "--attention-backend": [*DENSE, "--attention-backend", "local"],
     "--curvature": [*DENSE, "--curvature", 0],
     "--mice-curvature-init": [*DENSE, "--mice-curvature-init", 1, 2, 3],
     "--moe-grouped-gemm": [

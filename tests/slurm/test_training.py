@@ -74,10 +74,14 @@ def test_from_text_to_scores_through_a_requeue_and_a_node_failure(cluster, jobs,
 
 
 def test_a_time_limit_does_not_end_training(cluster, jobs):
-    """Two minutes, the shortest limit for a signal at 30 s: SLURM may send it 30 s too early."""
+    """SLURM sends the signal itself, 30 to 60 s before the limit, which is in whole minutes."""
     flags = [*MOCK, "--train-iters", 100000, "--save-interval", 100000]
-    job = jobs.pretrain(*flags, sbatch=["--time=2", "--signal=B:USR1@30"])
-    cluster.wait_until(lambda: cluster.job(job, "Restarts") == "1", 240, "requeue")
+    job = jobs.pretrain(*flags, sbatch=["--signal=B:USR1@30"])
+    jobs.wait_for(job, 0, "iteration        5/")
+    minutes = int(cluster.job(job, "RunTime").split(":")[1])
+    cluster.run("scontrol", "update", f"jobid={job}", f"timelimit={minutes + 2}")
+    assert "asked to stop" not in jobs.output(job)
+    cluster.wait_until(lambda: cluster.job(job, "Restarts") == "1", 180, "requeue")
     cluster.run("scontrol", "update", f"jobid={job}", "timelimit=20")
     assert "asked to stop" in jobs.output(job)
     saved = int((jobs.folder / "checkpoints" / "latest_checkpointed_iteration.txt").read_text())
