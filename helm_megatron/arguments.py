@@ -65,6 +65,14 @@ def add_helm_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     group.add_argument(
         "--learn-residual-scale", action="store_true", help="Learn the scale of every residual."
     )
+    _add_loss_args(parser)
+    _add_optimizer_args(parser)
+    _add_mice_args(parser)
+    return parser
+
+
+def _add_loss_args(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("helm loss", "beside Megatron's --cross-entropy-loss-fusion")
     group.add_argument(
         "--logits-chunk-size",
         type=int,
@@ -73,9 +81,6 @@ def add_helm_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         help="Compute logits and loss of so many positions of a sequence at a time, and again in "
         "the backward pass: the logits of all others take no memory (default: all at once).",
     )
-    _add_optimizer_args(parser)
-    _add_mice_args(parser)
-    return parser
 
 
 def _add_curvature_args(group: argparse._ArgumentGroup) -> None:
