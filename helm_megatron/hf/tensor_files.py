@@ -21,6 +21,10 @@ _NAMES = {
 }
 
 
+# Pages of an open file count as memory once they were read: it is opened anew after so many.
+_MAPPED_BYTES = 2**24
+
+
 class TensorFileError(Exception):
     """A safetensors file that cannot be read or written; the message is one line."""
 
@@ -107,8 +111,17 @@ class TensorFiles:
             weight_map, files = None, [SINGLE]
         else:
             raise TensorFileError(f"{folder} has neither {SINGLE} nor {INDEX}")
-        self._files = {name: self._open(name) for name in files}
-        self._where = {n: name for name, file in self._files.items() for n in file.keys()}  # noqa: SIM118
+        # File, shape and type of every tensor.
+        self._where: dict[str, str] = {}
+        self._kinds: dict[str, tuple[tuple[int, ...], str]] = {}
+        for name in files:
+            file = self._open(name)
+            for tensor in file.keys():  # noqa: SIM118
+                view = file.get_slice(tensor)
+                self._where[tensor] = name
+                self._kinds[tensor] = tuple(view.get_shape()), view.get_dtype()
+        self._file: tuple[str, safe_open] | None = None
+        self._mapped = 0
         for tensor, name in (weight_map or {}).items():
             if self._where.get(tensor) != name:
                 raise TensorFileError(f"{folder / name} lacks {tensor}, which {INDEX} says it has")
@@ -131,19 +144,21 @@ class TensorFiles:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor."""
-        return tuple(self._slice(name).get_shape())
+        return self._kinds[name][0]
 
     def dtype(self, name: str) -> torch.dtype:
         """The type of a tensor."""
-        named = self._slice(name).get_dtype()
+        named = self._kinds[name][1]
         found = next((dtype for dtype, known in _NAMES.items() if known == named), None)
         if found is None:
             raise TensorFileError(f"{self.folder / self._where[name]}: {name} is of type {named}")
         return found
 
     def read(self, name: str) -> Tensor:
-        """A tensor."""
-        return self._files[self._where[name]].get_tensor(name)
-
-    def _slice(self, name: str):  # type: ignore[no-untyped-def]
-        return self._files[self._where[name]].get_slice(name)
+        """A tensor, mapped into memory from its file."""
+        where = self._where[name]
+        if self._file is None or self._file[0] != where or self._mapped > _MAPPED_BYTES:
+            self._file, self._mapped = (where, self._open(where)), 0
+        tensor = self._file[1].get_tensor(name)
+        self._mapped += tensor.nbytes
+        return tensor
