@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(
     path
-    for folder in ("helm_megatron", "tools", "tests", "benchmarks")
+    for folder in ("helm_megatron", "tools", "tests", "benchmarks", "examples")
     for path in (ROOT / folder).rglob("*.py")
 ) + [ROOT / "pretrain_helm.py"]
 

@@ -18,10 +18,9 @@ class HelmRouter(nn.Module):
         super().__init__()
         self.config = config
         self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
-        self.e_score_correction_bias = None
-        if config.router_bias:
-            bias = torch.zeros(config.n_routed_experts, dtype=torch.float32)
-            self.e_score_correction_bias = nn.Parameter(bias, requires_grad=False)
+        # A buffer, because of those DeepSpeed too leaves in fp32 what the model wants there.
+        bias = torch.zeros(config.n_routed_experts, dtype=torch.float32)
+        self.register_buffer("e_score_correction_bias", bias if config.router_bias else None)
 
     def forward(self, x):
         """x `[tokens, hidden]` to weights and indices `[tokens, k]`, by ascending index."""

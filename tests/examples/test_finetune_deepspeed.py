@@ -75,6 +75,12 @@ def train(folder, name, *flags, launcher=()):
     return folder / name
 
 
+def train_in_two(folder, name, stage, *flags):
+    """The same in two processes, with a stage of ZeRO."""
+    flags = ["--deepspeed", EXAMPLE / f"zero{stage}.json", *flags]
+    return train(folder, name, "--per_device_train_batch_size", 1, *flags, launcher=TORCHRUN)
+
+
 @pytest.fixture(scope="module")
 def plain(folder):
     """One process, torch's AdamW."""
@@ -84,9 +90,7 @@ def plain(folder):
 @pytest.fixture(scope="module", params=[1, 2, 3], ids=lambda stage: f"zero{stage}")
 def tuned(request, folder):
     """Two processes with a stage of ZeRO."""
-    flags = ["--per_device_train_batch_size", 1]
-    flags += ["--deepspeed", EXAMPLE / f"zero{request.param}.json"]
-    return train(folder, f"zero{request.param}", *flags, launcher=TORCHRUN)
+    return train_in_two(folder, f"zero{request.param}", request.param)
 
 
 def losses(folder):
@@ -123,3 +127,16 @@ def test_saved_model_loads_and_goes_back_to_megatron(plain, tuned, tmp_path):
     # Ends with a comparison of the logits of both.
     convert_folder(tuned, tmp_path / "megatron", divisible_by=models.PADDED)
     assert (tmp_path / "megatron" / "latest_checkpointed_iteration.txt").is_file()
+
+
+def test_bf16(folder, plain, tmp_path):
+    """Parameters are saved in bf16; the bias of the selection is left in fp32, to the bit."""
+    tuned = train_in_two(folder, "bf16", 3, "--bf16")
+    assert losses(tuned) == pytest.approx(losses(plain), rel=0.05)
+    start, found = (load_file(each / "model.safetensors") for each in (folder / "hf", tuned))
+    for name, tensor in found.items():
+        if name.endswith("e_score_correction_bias"):
+            assert torch.equal(tensor, start[name])
+        else:
+            assert tensor.dtype == torch.bfloat16, name
+    convert_folder(tuned, tmp_path / "megatron", divisible_by=models.PADDED)
