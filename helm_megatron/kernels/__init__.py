@@ -1,0 +1,1 @@
+"""Fused versions of hot functions, each with a plain twin elsewhere."""
