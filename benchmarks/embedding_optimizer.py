@@ -84,14 +84,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    print("| rows with a gradient | Riemannian Adam, ms | Adam, ms | ratio |\n|---|---|---|---|")
     with torch.no_grad():
         for kind in ("every token", "same hundredth", "hundredth by Zipf's law"):
             riemannian, adam = measure(kind, (args.rows, args.width), args.steps)
-            print(
-                f"{kind}: Riemannian Adam {riemannian:.1f} ms, Adam {adam:.1f} ms, "
-                f"ratio {riemannian / adam:.2f}",
-                flush=True,
-            )
+            ratio = riemannian / adam
+            print(f"| {kind} | {riemannian:.1f} | {adam:.1f} | {ratio:.2f} |", flush=True)
 
 
 if __name__ == "__main__":
