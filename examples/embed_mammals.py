@@ -31,8 +31,10 @@ from helm_megatron.optim.riemannian_adam import RiemannianAdam
 
 MAMMALS = Path(__file__).parent / "data" / "mammals.tsv"
 GEOMETRIES = ("hyperbolic", "Euclidean")
-# Of the coordinates that both start from, in both geometries much less than a tree's edge.
-START = 0.1
+# Both start small, where hyperbolic space is nearly Euclidean: points that begin far apart in it
+# have no way to change places.
+START = 0.01
+START_SCALE = 0.1
 SCALE_RATE = 0.01
 
 
@@ -77,7 +79,8 @@ def train(
     seeds = [torch.Generator().manual_seed(seed) for seed in range(args.seeds)]
     start = START * torch.stack([torch.randn(n, dimension, generator=seed) for seed in seeds])
     tables = [torch.nn.Parameter(start.double()) for _ in args.rates]
-    scales = torch.nn.Parameter(torch.zeros(len(args.rates), args.seeds, dtype=torch.double))
+    scale = torch.full((len(args.rates), args.seeds), math.log(START_SCALE), dtype=torch.double)
+    scales = torch.nn.Parameter(scale)
     groups = [{"params": [x], "lr": rate} for x, rate in zip(tables, args.rates, strict=True)]
     adam = RiemannianAdam if geometry == "hyperbolic" else torch.optim.Adam
     optimizers = [adam(groups), torch.optim.Adam([scales], lr=SCALE_RATE)]
@@ -167,7 +170,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--words", type=Path, default=MAMMALS, help="a word and its parent a line")
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--dimensions", type=int, nargs="+", default=[4, 8, 16])
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.03, 0.1, 0.3, 1.0])
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.01, 0.03, 0.1, 0.3, 1.0])
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default: 3)")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--pairs", type=int, default=1024, help="pairs a step (default: 1024)")

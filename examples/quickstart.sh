@@ -7,6 +7,7 @@
 # write, and evaluates it by lm-eval without a network. Run again, it goes on where it was; `make
 # clean` and it starts over.
 #
+# Arguments are further flags of the training, as --geometry euclidean or --seed 2.
 # Variables: RUN_DIR (runs/quickstart), PYTHON (.venv/bin/python), ITERATIONS (400; an even number).
 set -euo pipefail
 
@@ -52,6 +53,8 @@ TRAINING=(
     --log-interval 10 --tensorboard-dir "$RUN_DIR/tensorboard" --tensorboard-log-interval 5
 )
 
+FURTHER=("$@")
+
 step() {
     printf '\n[%s] %s\n' "$1" "$2"
 }
@@ -63,7 +66,7 @@ progress() {
 
 train() {
     "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node 2 \
-        pretrain_helm.py "${MODEL[@]}" "${TEXT[@]}" "${TRAINING[@]}"
+        pretrain_helm.py "${MODEL[@]}" "${TEXT[@]}" "${TRAINING[@]}" "${FURTHER[@]}"
 }
 
 # Train with the output in file $1; where it fails, show why.

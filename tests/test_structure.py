@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "config": set(),
     "layers": {"geometry", "kernels", "config"},
     "moe": {"geometry", "config", "kernels", "layers"},
-    "optim": {"geometry"},
+    "optim": {"geometry", "kernels"},
     "specs": {"geometry", "config", "layers", "moe"},
     "model": {"geometry", "config", "layers", "moe", "specs"},
     "builder": {"model"},

@@ -6,7 +6,8 @@ gradients clips this one rightly. Multiplying once more gives the Riemannian gra
 
 All that one step does to a row are six inner products and two sums, x' = a x + b m for the point
 and m' = e m + f x for the momentum, since the step, the geodesic and the transported momentum lie
-in the plane of x and m.
+in the plane of x and m. fp32 rows take this step in one go where `kernels.points` has code for it;
+what is here is for all others, and what that is tested against.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from helm_megatron.geometry import lorentz
+from helm_megatron.kernels import points
 
 # Rows are worked off in portions of so many entries, which a core's cache holds.
 _CPU_PORTION = 1 << 16
@@ -49,6 +51,8 @@ def to_frame_(x: Tensor, grad: Tensor, c: float) -> Tensor:
 
     Returns which rows have one, `[rows]`.
     """
+    if fused := points.implementation([x, grad]):
+        return fused.to_frame_(x, grad, c)
 
     def work(x: Tensor, grad: Tensor) -> None:
         grad.addcmul_(x, _root(_dot(x, x), c) * _dot(x, grad))
@@ -71,6 +75,9 @@ def step_(tables: Sequence[Tensor], touched: Tensor, rule: Rule) -> None:
     learning rate is laid to rest: without momentum it costs nothing until it is touched again. Its
     second moment, which goes on to fade, is negative for a mark.
     """
+    if fused := points.implementation(tables):
+        fused.step_(tables, touched, _scalars(rule))
+        return
     x, grad, momentum, *moments = tables
     moments = [moment[:, :1] for moment in moments]
     second = moments[0]
@@ -78,6 +85,20 @@ def step_(tables: Sequence[Tensor], touched: Tensor, rule: Rule) -> None:
     busy = touched | ~(second <= 0).squeeze(-1) | (rule.min_norm > 0)
     second.mul_(torch.where(busy.unsqueeze(-1), 1.0, rule.beta2))
     _each_busy(busy, functools.partial(_step_rows, rule), [x, grad, momentum, *moments])
+
+
+def _scalars(rule: Rule) -> points.Scalars:
+    return points.Scalars(
+        rate=float(rule.lr) / (1 - rule.beta1**rule.step),
+        beta1=rule.beta1,
+        beta2=rule.beta2,
+        eps=rule.eps,
+        correction=1 - rule.beta2**rule.step,
+        c=rule.c,
+        min_norm=rule.min_norm,
+        rest=_REST,
+        retraction=rule.retraction,
+    )
 
 
 def _step_rows(
