@@ -37,9 +37,11 @@ def times_kernel(
 @triton.jit
 def span(bounds, index, length, PACKED: tl.constexpr):
     """First token, number of tokens and batch index of a packed document or of a sequence."""
-    first = tl.load(bounds + index) if PACKED else 0
-    count = tl.load(bounds + index + 1) - first if PACKED else length
-    return first.to(tl.int64) if PACKED else 0, count, 0 if PACKED else index.to(tl.int64)  # type: ignore[union-attr]
+    if PACKED:
+        first = tl.load(bounds + index)
+        return first.to(tl.int64), tl.load(bounds + index + 1) - first, 0
+    else:
+        return 0, length, index.to(tl.int64)
 
 
 @triton.jit
