@@ -42,7 +42,7 @@ MODEL_ARGS=(
     --moe-shared-expert-intermediate-size 768
     --moe-router-score-function sigmoid --moe-router-enable-expert-bias --moe-router-dtype fp32
     --moe-router-load-balancing-type seq_aux_loss --moe-aux-loss-coeff 1e-4
-    --moe-token-dispatcher-type alltoall --mice-curvature-init 0.1 2.0
+    --moe-token-dispatcher-type alltoall --moe-grouped-gemm --mice-curvature-init 0.1 2.0
     --seq-length 4096 --max-position-embeddings 4096 --vocab-size 151936
     --swiglu --normalization RMSNorm --disable-bias-linear --position-embedding-type rope
     --untie-embeddings-and-output-weights --hidden-dropout 0 --attention-dropout 0
