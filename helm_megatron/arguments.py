@@ -6,6 +6,7 @@ Every HELM model takes Megatron's own flags; those here say only what Megatron h
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from typing import Any
 
 from megatron.core.transformer import TransformerConfig
@@ -218,8 +219,17 @@ def helm_config_from_args(args: argparse.Namespace) -> HelmConfig:
     )
 
 
+def _drop_missing_fusions(args: argparse.Namespace) -> None:
+    """Turn off what Megatron has on by default and then refuses without optional libraries."""
+    if importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is None:
+        args.gradient_accumulation_fusion = False
+    if args.multi_latent_attention or importlib.util.find_spec("transformer_engine") is None:
+        args.apply_rope_fusion = False
+
+
 def config_from_args(args: argparse.Namespace) -> TransformerConfig:
     """Megatron's transformer config with the hyperbolic settings attached."""
+    _drop_missing_fusions(args)
     config = core_transformer_config_from_args(args)
     if args.multi_latent_attention:
         # Megatron gives these to its other rotary tables only.
