@@ -128,7 +128,7 @@ run_quietly generate "$PYTHON" tools/generate.py --load "$HF" --prompt "dog: a k
 
 step 8/8 "lm-eval: questions on WordNet that it was not trained on, and on MMLU's subjects"
 "$PYTHON" tools/evaluate.py --load "$HF" --tasks offline \
-    --output-dir "$RUN_DIR/evaluation" --overwrite
+    --output-dir "$RUN_DIR/evaluation" --overwrite --update-card
 echo
 echo "A model this small, trained for minutes, is close to guessing; MMLU is beyond it."
 echo

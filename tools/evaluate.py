@@ -64,6 +64,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--log-samples", action="store_true", help="write samples_TASK.jsonl: every answer"
     )
+    parser.add_argument(
+        "--update-card",
+        action="store_true",
+        help="put the scores into the model card (README.md) of an exported folder",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace existing scores")
     return parser.parse_args()
 
@@ -97,6 +102,8 @@ def write(outcome: Outcome, args: argparse.Namespace) -> str:
 
 def evaluate(args: argparse.Namespace) -> str:
     """Run lm-eval on the model and return the table of scores."""
+    if args.update_card and not (args.load / "README.md").is_file():
+        raise EvaluationError(f"--update-card: {args.load} has no README.md")
     finished = args.output_dir / "scores.json"
     if finished.exists() and not args.overwrite:
         raise EvaluationError(f"{finished} exists; pass --overwrite to replace it")
@@ -121,7 +128,20 @@ def evaluate(args: argparse.Namespace) -> str:
             outcome = run(folder, options, args.output_dir / "lm_eval.log")
     except OSError as error:
         raise EvaluationError(f"{error.filename}: {error.strerror}") from error
-    return write(outcome, args)
+    table = write(outcome, args)
+    if args.update_card:
+        update_card(args.load, args.output_dir / "lm_eval.json")
+    return table
+
+
+def update_card(folder: Path, results: Path) -> None:
+    """Put lm-eval's results into the model card of an exported folder."""
+    from helm_megatron.hf.card import set_evaluation  # it imports torch, seconds
+
+    try:
+        set_evaluation(folder, results)
+    except ValueError as error:
+        raise EvaluationError(str(error)) from error
 
 
 def main() -> None:

@@ -91,6 +91,21 @@ def write_card(
     (folder / "README.md").write_text(text)
 
 
+def set_evaluation(folder: Path, results: Path) -> None:
+    """Put lm-eval's results into the model card of a folder, in place of those that it has.
+
+    Raises:
+        ValueError: there is no card of `write_card`, or no such results; the message is one line.
+    """
+    path = folder / "README.md"
+    text = path.read_text() if path.is_file() else ""
+    head, limits, rest = text.partition(_USES)
+    if not limits:
+        raise ValueError(f"{path} is not a model card of tools/checkpoint/convert.py")
+    before = head.split("\n## Evaluation\n")[0]
+    path.write_text(before + _evaluation(results) + limits + rest)
+
+
 def _losses(folder: Path, tensorboard: Path | None) -> str:
     if tensorboard is None or not tensorboard.is_dir():
         return ""

@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
-import sys
+import sysconfig
+import venv
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -23,15 +26,20 @@ QUESTIONS = 24
 
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory):
-    """A folder to work in, and an environment in which helm_megatron cannot be imported."""
+    """A folder to work in, and a virtual environment with neither helm_megatron nor Megatron.
+
+    It has links to the other packages that are installed here.
+    """
     folder = tmp_path_factory.mktemp("elsewhere")
-    for name in ("helm_megatron", "megatron"):
-        package = folder / "shadow" / name
-        package.mkdir(parents=True)
-        (package / "__init__.py").write_text(f"raise ImportError('{name} is not here')\n")
-    environment = os.environ | harness.OFFLINE
-    environment |= {"PYTHONPATH": str(folder / "shadow"), "HF_HOME": str(folder / "cache")}
-    return SimpleNamespace(folder=folder, environment=environment)
+    venv.create(folder / "venv", symlinks=True)
+    [site] = (folder / "venv").glob("lib/python*/site-packages")
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if not re.search("helm|megatron|editable", entry.name):
+            (site / entry.name).symlink_to(entry)
+    environment = os.environ | harness.OFFLINE | {"HF_HOME": str(folder / "cache")}
+    environment.pop("PYTHONPATH", None)
+    python = folder / "venv/bin/python"
+    return SimpleNamespace(folder=folder, python=python, environment=environment)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +55,7 @@ def answered(clean, one_process):
     words[words.index("--include_path") + 1] = str(tasks)
     with log.open("w") as lines:
         done = subprocess.run(
-            [sys.executable, "-P", "-m", *words],
+            [clean.python, "-m", *words],
             cwd=clean.folder,
             env=clean.environment,
             stdout=lines,
@@ -58,11 +66,12 @@ def answered(clean, one_process):
 
 
 def test_the_clean_environment_is_clean(clean):
-    command = [sys.executable, "-P", "-c", "import helm_megatron"]
-    done = subprocess.run(
-        command, cwd=clean.folder, env=clean.environment, capture_output=True, text=True
-    )
-    assert "helm_megatron is not here" in done.stderr
+    for name in ("helm_megatron", "megatron"):
+        command = [clean.python, "-c", f"import {name}"]
+        done = subprocess.run(
+            command, cwd=clean.folder, env=clean.environment, capture_output=True, text=True
+        )
+        assert f"No module named '{name}'" in done.stderr
 
 
 def loglikelihoods(answered, pairs):

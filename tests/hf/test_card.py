@@ -6,7 +6,7 @@ import json
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
-from helm_megatron.hf.card import write_card
+from helm_megatron.hf.card import set_evaluation, write_card
 from helm_megatron.hf.configuration_helm import HelmConfig
 
 
@@ -31,6 +31,23 @@ def test_card(logs, tmp_path):
     assert "| lr | 0.0003 |" in card and "| wordnet | acc | 0.4321 |" in card
     assert "| 40 | 4.0000 |" in card and "| 36 | 4.4000 |" in card and "stderr" not in card
     assert (tmp_path / "loss.png").stat().st_size > 1000
+
+
+def test_evaluation_of_a_finished_card(tmp_path):
+    write_card(tmp_path, HelmConfig(), "x", 1, None, None, None)
+    plain = (tmp_path / "README.md").read_text()
+    for accuracy in (0.25, 0.75):
+        results = {"results": {"wordnet": {"acc,none": accuracy}}}
+        (tmp_path / "results.json").write_text(json.dumps(results))
+        set_evaluation(tmp_path, tmp_path / "results.json")
+    card = (tmp_path / "README.md").read_text()
+    assert "| wordnet | acc | 0.7500 |" in card and "0.2500" not in card
+    start, end = card.index("\n## Evaluation"), card.index("\n## Limits")
+    assert card[:start] + card[end:] == plain
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(ValueError, match="not a model card"):
+        set_evaluation(tmp_path, tmp_path / "results.json")
+    assert (tmp_path / "README.md").read_text() == "mine"
 
 
 def test_card_without_a_run(tmp_path):
