@@ -92,7 +92,7 @@ class LorentzAttention(MegatronModule):
         if self._flash(query, value, attention_mask):
             return _flash_attention(query, key, value, tau, c, packed_seq_params)
         dtype, heads, d = query.dtype, query.shape[-2], value.shape[-1]
-        query, key, value = (_computed_in(x) for x in (query, key, value))
+        query, key, value = (computed_in(x) for x in (query, key, value))
         # Dropped weights no longer sum to 1.
         shift = None if self._drops() else time_shift(value, c, self.cp_group)
         q, k, v = augment(query, key, value, tau, c, shift)
@@ -160,7 +160,7 @@ def _flash_attention(
     return flash_attention(q, k, v, tau, c, bounds, longest).squeeze(1).flatten(-2)
 
 
-def _computed_in(x: Tensor) -> Tensor:
+def computed_in(x: Tensor) -> Tensor:
     """x as the kernel is to see it: on the CPU in at least fp32.
 
     A kernel's sums rounded to bf16 lose what m_t^2 - |m_s|^2 needs where heads lie far out.

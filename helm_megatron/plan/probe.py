@@ -200,7 +200,7 @@ def _without_data() -> Iterator[None]:
     """Stand-ins for what looks into tensors, or picks the kernel by the device."""
     with (
         mock.patch.object(CudaRNGStatesTracker, "fork", lambda *_: contextlib.nullcontext()),
-        mock.patch.object(attention, "_computed_in", lambda x: x),
+        mock.patch.object(attention, "computed_in", lambda x: x),
         mock.patch.object(dot_product, "causal_lower_right", lambda *_: None),
         mock.patch.object(dot_product, "lower_right_attention", _flash_attention),
         mock.patch.object(dot_product.F, "scaled_dot_product_attention", _flash_attention),

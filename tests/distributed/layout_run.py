@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from helm_megatron import platform
 
@@ -32,6 +33,7 @@ from megatron.core.utils import get_batch_on_this_cp_rank  # noqa: E402
 
 from helm_megatron.analysis import embedding  # noqa: E402
 from helm_megatron.config import HelmConfig, attach  # noqa: E402
+from helm_megatron.layers import attention  # noqa: E402
 from helm_megatron.layers.context_parallel import gather_sequence  # noqa: E402
 from helm_megatron.model import build_model  # noqa: E402
 from helm_megatron.moe.bias import finalize  # noqa: E402
@@ -168,7 +170,9 @@ def compare(
 
 def attention_in_bf16(rank: int, model: Model, layout: Layout, store: Path) -> np.ndarray:
     """The output of one core attention for all tokens; those far from the start are far out."""
-    with layout_of(rank, layout, store):
+    # Times in bf16 lanes, as a GPU's kernels have them; the CPU would compute in fp32.
+    in_lanes = mock.patch.object(attention, "computed_in", lambda x: x)
+    with layout_of(rank, layout, store), in_lanes:
         [chunk] = build(model, layout)
         core = chunk.module.decoder.layers[0].self_attention.core_attention
         random = torch.Generator().manual_seed(0)

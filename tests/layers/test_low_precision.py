@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from helm_megatron.layers import attention
 from helm_megatron.layers.augmented import augment_key, augment_query, augment_value
 from helm_megatron.layers.residual import LorentzResidual
 from helm_megatron.specs import layer_spec, leaves_of
@@ -76,7 +77,12 @@ def test_residual():
 
 
 @pytest.mark.parametrize("config", [dense, mice])
-def test_core_attention(config):
+@pytest.mark.parametrize("in_lanes", [False, True])
+def test_core_attention(config, in_lanes, monkeypatch):
+    """In fp32, as on the CPU, and with times in bf16 lanes, as a GPU's fused kernels have it."""
+    if in_lanes:
+        monkeypatch.setattr(attention, "computed_in", lambda x: x)
+
     def make(geometry):
         return part(config(helm={"geometry": geometry}), "self_attention.core_attention")
 
@@ -127,14 +133,15 @@ def test_layer_spec_is_what_the_model_uses():
 
 
 @pytest.mark.parametrize("config", [dense, mice])
-def test_attention_in_bf16_does_not_see_the_future(config):
+def test_attention_in_bf16_does_not_see_the_future(config, monkeypatch):
     """Later tokens change no bit of earlier outputs."""
-    attention = perturb(part(config(torch.bfloat16), "self_attention"))
+    monkeypatch.setattr(attention, "computed_in", lambda x: x)
+    module = perturb(part(config(torch.bfloat16), "self_attention"))
     x = torch.randn(*TOKENS, WIDTH).bfloat16()
     other = x.clone()
     other[40:] = torch.randn(24, 2, WIDTH).bfloat16()
     with torch.no_grad():
-        assert torch.equal(attention(x, None)[0][:40], attention(other, None)[0][:40])
+        assert torch.equal(module(x, None)[0][:40], module(other, None)[0][:40])
 
 
 def test_bf16_lanes_carry_times_to_fp32_or_nearly():

@@ -13,6 +13,7 @@ import torch  # noqa: E402
 from megatron.core import parallel_state as ps  # noqa: E402
 from traffic import count_collectives, group_names  # noqa: E402
 
+from helm_megatron.layers import attention  # noqa: E402
 from helm_megatron.plan import communication  # noqa: E402
 from helm_megatron.plan.layout import Layout  # noqa: E402
 from helm_megatron.plan.parts import PartsOf, total  # noqa: E402
@@ -20,6 +21,9 @@ from helm_megatron.plan.recipe import parse, validate  # noqa: E402
 from helm_megatron.plan.stages import kinds, memory, stages  # noqa: E402
 from helm_megatron.plan.tracing import SMALL  # noqa: E402
 from helm_megatron.verify.layouts import job, process_groups  # noqa: E402
+
+# Plans are of runs on GPUs; on the CPU attention computes in fp32 whatever the model's type.
+attention.computed_in = lambda x: x
 
 
 def planned(rank: int, flags: list[str], world: int) -> dict[str, Any]:
