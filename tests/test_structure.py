@@ -28,7 +28,8 @@ MAY_IMPORT = {
     "data": {"__version__"},
     "evaluation": set(),
     "plan": {
-        *("arguments", "builder", "checks", "layers", "platform", "pretrain", "specs", "verify"),
+        *("arguments", "builder", "checks", "layers", "moe", "platform", "pretrain", "specs"),
+        "verify",
     },
     "cli": {"checks", "doctor", "plan"},
     "verify": {"arguments", "builder", "checks", "model", "moe", "optim", "platform", "pretrain"},

@@ -74,7 +74,7 @@ class Runs(torch.autograd.Function):
         curvature_out: Tensor,
         *flat: Tensor | None,
     ) -> Tensor:
-        experts, curvatures = by_expert(flat), curvature_in.tolist()
+        experts, curvatures = by_expert(flat), numbers(curvature_in)
         time = _norm2(x).add_(c).sqrt_()
         a, y = x.new_empty(len(x), len(experts[0].weight1)), torch.empty_like(x)
         inner_time = torch.empty_like(time)
@@ -103,6 +103,11 @@ class Runs(torch.autograd.Function):
             by_out.append(d_out)
             gradients += d_expert
         return (dx, None, None, None, torch.stack(by_in), torch.stack(by_out), *gradients)
+
+
+def numbers(x: Tensor) -> list[float]:
+    """The values of x `[n]`; a matrix product takes its factor from the host."""
+    return x.tolist()
 
 
 def _run_forward(
