@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from megatron.core import dist_checkpointing
 from megatron.training.checkpointing import get_checkpoint_name, get_checkpoint_tracker_filename
 
 from helm_megatron.builder import HelmModelConfig
@@ -54,6 +55,8 @@ def megatron(load: Path, *, step: int | None = None, tokenizer_model: str | None
     args = compatibility.saved_args(folder)
     if args is None or not hasattr(args, "geometry"):
         raise ConversionError(f"{folder} is not a checkpoint of pretrain_helm.py")
+    # The arguments have the one at which the run started.
+    args.iteration = dist_checkpointing.load_common_state_dict(str(folder))["iteration"]
     text = text_of(args, tokenizer_model)
     vocab_size, ids = text.vocabulary() if text.has_tokenizer else (args.vocab_size, {})
     rows = parameters.shape("embedding.word_embeddings.weight")[0]

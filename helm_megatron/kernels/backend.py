@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 @functools.cache
-def _has_triton() -> bool:
+def has_triton() -> bool:
     """Whether Triton is installed and finds what it builds its launchers with; warns once."""
     if importlib.util.find_spec("triton") is None:
         return False
@@ -35,7 +35,7 @@ def _has_triton() -> bool:
 
 def uses_triton(x: Tensor) -> bool:
     """Whether functions of x run in Triton: on CUDA, where Triton works, but for fp64."""
-    return x.is_cuda and x.element_size() <= 4 and _has_triton()
+    return x.is_cuda and x.element_size() <= 4 and has_triton()
 
 
 def kernels(name: str) -> ModuleType:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
 import os
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from helm_megatron.geometry.lorentz import at_least_fp32
 from helm_megatron.kernels.augment import augmented_width
+from helm_megatron.kernels.backend import has_triton
 from helm_megatron.layers.augmented import augment, centroid, time_shift
 from helm_megatron.layers.dot_product import DotProductAttention, document_bounds
 from helm_megatron.layers.parallel import filled_parameter
@@ -129,7 +129,7 @@ class LorentzAttention(MegatronModule):
     ) -> Iterator[tuple[bool, str]]:
         interpreted = os.environ.get("TRITON_INTERPRET") == "1"
         yield not (query.is_cuda or interpreted), "needs a GPU"
-        yield importlib.util.find_spec("triton") is None, "needs Triton"
+        yield not has_triton(), "needs Triton, a C compiler and Python's headers"
         yield self._drops(), "has no --attention-dropout"
         yield self.cp_group.size() > 1, "has no --context-parallel-size"
         yield mask is not None, "takes no mask"

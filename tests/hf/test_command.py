@@ -69,6 +69,11 @@ print(len(tokenizer), model.config.vocab_size, out.shape[1] - batch.input_ids.sh
     assert done.stdout.split() == ["400", "400", "5"], done.stderr[-3000:]
 
 
+def test_card(exported):
+    card = (exported / "README.md").read_text()
+    assert "| iteration | 4 |" in card and "| lr | 0.01 |" in card and "HELM-MiCE" in card
+
+
 def test_generate(exported, trained):
     """A sample from the checkpoint is that from its export."""
     prompts = ["The model", "A checkpoint of any layout"]

@@ -11,9 +11,9 @@ from helm_megatron.kernels import backend
 @pytest.fixture(autouse=True)
 def fresh_look():
     """What was found out is kept for the life of the process."""
-    backend._has_triton.cache_clear()
+    backend.has_triton.cache_clear()
     yield
-    backend._has_triton.cache_clear()
+    backend.has_triton.cache_clear()
 
 
 class OnCuda:
@@ -26,7 +26,7 @@ class OnCuda:
 
 
 def test_cpu_tensors_and_fp64_run_in_torch(monkeypatch):
-    monkeypatch.setattr(backend, "_has_triton", lambda: True)
+    monkeypatch.setattr(backend, "has_triton", lambda: True)
     assert backend.uses_triton(OnCuda(torch.bfloat16))
     assert not backend.uses_triton(OnCuda(torch.float64))
     assert not backend.uses_triton(torch.empty(1))
