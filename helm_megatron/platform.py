@@ -38,6 +38,7 @@ CPU_DEFAULTS: dict[str, Any] = {
 }
 
 
+@functools.cache  # setup() stands in for parts of CUDA, which could be taken for one
 def is_cpu() -> bool:
     """Whether Megatron has to run on the CPU here: no CUDA device is available."""
     return not torch.cuda.is_available()
