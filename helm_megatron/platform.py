@@ -38,7 +38,6 @@ CPU_DEFAULTS: dict[str, Any] = {
 }
 
 
-@functools.cache  # setup() stands in for parts of CUDA, which could be taken for one
 def is_cpu() -> bool:
     """Whether Megatron has to run on the CPU here: no CUDA device is available."""
     return not torch.cuda.is_available()
@@ -252,6 +251,8 @@ def _stand_in_for_cuda() -> None:
         "get_device_name": "cpu",
         "get_device_properties": properties,
         "ipc_collect": None,
+        # Accelerate has torch count devices for this, and the count here is 1.
+        "is_available": False,
         "is_current_stream_capturing": False,
         "power_draw": 0,
         "reset_peak_memory_stats": None,

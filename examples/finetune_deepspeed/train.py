@@ -111,6 +111,9 @@ def main() -> None:
     trainer.train(resume_from_checkpoint=options.resume_from_checkpoint)
     trainer.save_model()
     trainer.save_state()
+    # Or a rank that ends while another writes may abort.
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
