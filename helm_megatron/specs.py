@@ -45,6 +45,7 @@ from helm_megatron.layers.linear import (
 from helm_megatron.layers.mlp import LorentzMLP, LorentzSharedExpert
 from helm_megatron.layers.norm import RMSNorm
 from helm_megatron.layers.residual import LorentzResidual
+from helm_megatron.layers.self_attention import LorentzSelfAttention
 from helm_megatron.moe.experts import MiceExperts
 from helm_megatron.moe.grouped import GroupedMiceExperts
 from helm_megatron.moe.layer import MiceLayer
@@ -72,6 +73,7 @@ class Leaves:
     row: Any
     replicated: Any
     norm: Any
+    self_attention: Any
     core_attention: Any
     # The linear after attention; Lorentz heads carry their times into it.
     linear_proj: Any
@@ -112,6 +114,7 @@ def lorentz_leaves(backend: Backend, config: TransformerConfig) -> Leaves:
         row=row,
         replicated=replicated,
         norm=backend.norm,
+        self_attention=LorentzSelfAttention,
         core_attention=lorentz_attention(backend.core_attention),
         linear_proj=lorentz_heads(backend.row),
         residual=ModuleSpec(module=LorentzResidual, params={"config": config}),
@@ -137,6 +140,7 @@ def euclidean_leaves(backend: Backend, config: TransformerConfig) -> Leaves:
         row=backend.row,
         replicated=backend.replicated,
         norm=backend.norm,
+        self_attention=SelfAttention,
         core_attention=backend.core_attention,
         linear_proj=backend.row,
         residual=get_bias_dropout_add,
@@ -207,7 +211,7 @@ def moe_pattern(config: TransformerConfig) -> list[bool]:
 
 def _attention(leaves: Leaves, qk_layernorm: bool) -> ModuleSpec:
     return ModuleSpec(
-        module=SelfAttention,
+        module=leaves.self_attention,
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
             linear_qkv=leaves.column,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from helm_megatron.geometry.lorentz import at_least_fp32
 from helm_megatron.kernels import backend
+from helm_megatron.kernels.rotary import Tables, rotate, rotate_back
 
 # The lanes of a time: its sign, and which of its parts they carry, 0 high and 1 low. Where the
 # dtype is wide enough one lane has it all.
@@ -29,13 +30,20 @@ def augmented_width(dtype: torch.dtype, d: int, lanes: int) -> int:
 
 
 def augment(
-    q: Tensor, k: Tensor, v: Tensor, tau: Tensor, c: float, shift: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tau: Tensor,
+    c: float,
+    shift: Tensor | None = None,
+    rotary: Tables | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`augment_query`, `augment_key` and `augment_value` in one: see there.
 
     q, k `[.., heads, d]`, v `[.., heads, e]`; tau has one number, and shift needs no gradient.
+    With rotary q and k `[s, b, heads, d]` are turned first, in at least fp32.
     """
-    return _Augment.apply(q, k, v, tau, c, shift)
+    return _Augment.apply(q, k, v, tau, c, shift, rotary)
 
 
 def centroid(m: Tensor, d: int, c: float, shift: Tensor | None, eps: float) -> Tensor:
@@ -49,22 +57,30 @@ def centroid(m: Tensor, d: int, c: float, shift: Tensor | None, eps: float) -> T
 class _Augment(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, tau: Tensor, c: float, shift: Tensor | None
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        tau: Tensor,
+        c: float,
+        shift: Tensor | None,
+        rotary: Tables | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        queries = _lifted(q, _QUERY, c, tau=tau)
-        keys, values = _lifted(k, _KEY, c), _lifted(v, _VALUE, c, shift=shift)
+        queries = _lifted(q, _QUERY, c, tau=tau, rotary=rotary)
+        keys = _lifted(k, _KEY, c, rotary=rotary)
+        values = _lifted(v, _VALUE, c, shift=shift)
         ctx.save_for_backward(queries, keys, values, tau, shift)
-        ctx.widths = q.shape[-1], v.shape[-1]
+        ctx.widths, ctx.rotary = (q.shape[-1], v.shape[-1]), rotary
         return queries, keys, values
 
     @staticmethod
     def backward(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple:  # type: ignore[override]
         q, k, v, tau, shift = ctx.saved_tensors
         d, e = ctx.widths
-        dq, dtau = _lifted_backward(q, dq, d, _QUERY, tau=tau)
-        dk, _ = _lifted_backward(k, dk, d, _KEY)
+        dq, dtau = _lifted_backward(q, dq, d, _QUERY, tau=tau, rotary=ctx.rotary)
+        dk, _ = _lifted_backward(k, dk, d, _KEY, rotary=ctx.rotary)
         dv, _ = _lifted_backward(v, dv, e, _VALUE, shift=shift)
-        return dq, dk, dv, dtau, None, None
+        return dq, dk, dv, dtau, None, None, None
 
 
 class _Centroid(torch.autograd.Function):
@@ -114,21 +130,29 @@ class _Centroid(torch.autograd.Function):
 
 
 def _lifted(
-    x: Tensor, lanes: Lanes, c: float, tau: Tensor | None = None, shift: Tensor | None = None
+    x: Tensor,
+    lanes: Lanes,
+    c: float,
+    tau: Tensor | None = None,
+    shift: Tensor | None = None,
+    rotary: Tables | None = None,
 ) -> Tensor:
-    """(x, lanes of sign * (time - shift), zeros), where x is first multiplied by 2 / tau."""
+    """(x, lanes of sign * (time - shift), zeros); x is first turned, and multiplied by 2 / tau."""
     d, (sign, parts) = x.shape[-1], lanes
     width = augmented_width(x.dtype, d, len(parts))
     if backend.uses_triton(x):
         kernels = backend.kernels("augment")
-        return kernels.lifted(x, width, *_lane_numbers(x.dtype, lanes), c, tau, shift)
+        return kernels.lifted(x, width, *_lane_numbers(x.dtype, lanes), c, tau, shift, rotary)
     out = x.new_empty(*x.shape[:-1], width)
     space = out[..., :d]
-    if tau is None:
-        time = (_norm2(space.copy_(x)) + c).sqrt()
+    factor = 1.0 if tau is None else 2 / at_least_fp32(tau)
+    if rotary is None:
+        torch.mul(x, factor, out=space)
+    elif at_least_fp32(x) is x:
+        rotate(x, rotary, factor, space)
     else:
-        factor = 2 / at_least_fp32(tau)
-        time = (_norm2(torch.mul(x, factor, out=space)) + c * factor * factor).sqrt()
+        space.copy_(rotate(x.float(), rotary, factor, torch.empty_like(x, dtype=torch.float32)))
+    time = (_norm2(space) + c * factor * factor).sqrt()
     time = sign * (time if shift is None else time - shift)
     if torch.finfo(x.dtype).bits >= 32:
         out[..., d:] = time
@@ -148,20 +172,27 @@ def _lifted_backward(
     lanes: Lanes,
     tau: Tensor | None = None,
     shift: Tensor | None = None,
+    rotary: Tables | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The gradients by x and tau of `_lifted`, from its result and the gradient by that."""
     if backend.uses_triton(out):
         kernels = backend.kernels("augment")
-        return kernels.lifted_backward(out, grad, d, *_lane_numbers(out.dtype, lanes), tau, shift)
+        numbers = _lane_numbers(out.dtype, lanes)
+        return kernels.lifted_backward(out, grad, d, *numbers, tau, shift, rotary)
     time, slope = _time(out, d, lanes), _time_gradient(grad, d, lanes)
     ratio = slope / (time if shift is None else time + shift)
     g_space, space = at_least_fp32(grad[..., :d]), at_least_fp32(out[..., :d])
     dx = torch.addcmul(g_space, space, ratio)
+    factor = 1.0 if tau is None else 2 / at_least_fp32(tau)
+    if rotary is not None:
+        dx = rotate_back(dx, rotary, factor)
+    elif tau is not None:
+        dx.mul_(factor)
     if tau is None:
         return dx.to(out.dtype), None
     # Queries are homogeneous in 1 / tau: the gradient is their product with theirs.
     dtau = -(_vecdot(space, g_space) + time * slope).sum() / tau
-    return dx.mul_(2 / at_least_fp32(tau)).to(out.dtype), dtau.to(tau.dtype)
+    return dx.to(out.dtype), dtau.to(tau.dtype)
 
 
 def _lane_numbers(dtype: torch.dtype, lanes: Lanes) -> tuple[int, int, int]:

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from helm_megatron.kernels.arithmetic import rounded
+from helm_megatron.kernels.rotary import Tables
 
 _ROWS = 16
 
@@ -23,21 +24,39 @@ def _row_of(x, rows, heads, batch, x_s, x_b, x_h):
 
 
 @triton.jit
+def _table(table, rows, per_token, column, mask, TURNED: tl.constexpr):
+    """Numbers of a rotary table `[tokens, TURNED]` at a column of each row."""
+    token = (rows // per_token).to(tl.int64)
+    return tl.load(table + token[:, None] * TURNED + column, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def lift_kernel(
-    x, out, tau, shift, c, count, batch, heads, x_s, x_b, x_h,
+    x, out, tau, shift, cos, sin, c, count, batch, heads, x_s, x_b, x_h,
     D: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SIGN: tl.constexpr,
     LANES: tl.constexpr, LOW: tl.constexpr, SCALED: tl.constexpr, SHIFTED: tl.constexpr,
-    ROWS: tl.constexpr,
+    TURNED: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """(x, lanes, zeros): the lane LOW has the low part of the time, the others the high part."""
+    """(x, lanes, zeros): the lane LOW has the low part of the time, the others the high part.
+
+    The first TURNED columns of x are turned before, in pairs half of them apart.
+    """
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)[None, :]
     here = (rows < count)[:, None]
     start = _row_of(x, rows, heads, batch, x_s, x_b, x_h)
     space = tl.load(start[:, None] + column, mask=here & (column < D), other=0.0).to(tl.float32)
+    if TURNED:
+        left = column < TURNED // 2
+        partner = tl.where(left, column + TURNED // 2, column - TURNED // 2)
+        turned = here & (column < TURNED)
+        other = tl.load(start[:, None] + partner, mask=turned, other=0.0).to(tl.float32)
+        other *= _table(sin, rows, batch * heads, column, turned, TURNED)
+        straight = space * _table(cos, rows, batch * heads, column, turned, TURNED)
+        space = tl.where(turned, straight + tl.where(left, -other, other), space)
     dtype = out.dtype.element_ty
     factor = 2 / tl.load(tau).to(tl.float32) if SCALED else 1.0
-    if SCALED:
+    if SCALED or TURNED:
         space = rounded(space * factor, dtype).to(tl.float32)
     time = tl.sqrt(tl.sum(space * space, 1) + c * factor * factor)
     if SHIFTED:
@@ -51,10 +70,10 @@ def lift_kernel(
 
 @triton.jit
 def lift_backward_kernel(
-    out, grad, tau, shift, dx, dtau, count, batch, heads, g_s, g_b, g_h,
+    out, grad, tau, shift, cos, sin, dx, dtau, count, batch, heads, g_s, g_b, g_h,
     D: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SIGN: tl.constexpr,
     LANES: tl.constexpr, LOW: tl.constexpr, SCALED: tl.constexpr, SHIFTED: tl.constexpr,
-    ROWS: tl.constexpr,
+    TURNED: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """The gradient by x, and with SCALED by each row's part of log(1 / tau)."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -75,6 +94,17 @@ def lift_backward_kernel(
     if SCALED:
         part = tl.sum(tl.where(column < D, g * value, 0.0), 1) + time * slope
         tl.store(dtau + rows, part, mask=rows < count)
+    if TURNED:
+        left = column < TURNED // 2
+        partner = tl.where(left, column + TURNED // 2, column - TURNED // 2)
+        turned = inside & (column < TURNED)
+        row = out + rows.to(tl.int64)[:, None] * WIDTH
+        other = tl.load(row + partner, mask=turned, other=0.0).to(tl.float32) * ratio[:, None]
+        other += tl.load(start[:, None] + partner, mask=turned, other=0.0).to(tl.float32)
+        other *= _table(sin, rows, batch * heads, partner, turned, TURNED)
+        straight = gradient * _table(cos, rows, batch * heads, column, turned, TURNED)
+        gradient = tl.where(turned, straight + tl.where(left, other, -other), gradient)
+    if SCALED:
         gradient *= 2 / tl.load(tau).to(tl.float32)
     where = dx + rows.to(tl.int64)[:, None] * D + column
     tl.store(where, rounded(gradient, dx.dtype.element_ty), mask=inside & (column < D))
@@ -147,14 +177,16 @@ def lifted(
     c: float,
     tau: Tensor | None,
     shift: Tensor | None,
+    rotary: Tables | None,
 ) -> Tensor:
-    """x `[s, (b,) heads, d]`, times 2 / tau, with the lanes of its time."""
+    """x `[s, (b,) heads, d]`, turned, times 2 / tau, with the lanes of its time."""
     x = x if x.stride(-1) == 1 else x.contiguous()
     out = x.new_empty(*x.shape[:-1], width)
     count = out.numel() // width
     lift_kernel[_grid(count)](
-        x, out, tau, shift, c, count, *_layout(x), D=x.shape[-1],
-        **_options(width, SIGN=sign, LANES=lanes, LOW=low, SCALED=tau is not None, shift=shift),
+        x, out, tau, shift, *(rotary or (None, None)), c, count, *_layout(x), D=x.shape[-1],
+        SIGN=sign, LANES=lanes, LOW=low, SCALED=tau is not None, TURNED=_turned(rotary),
+        **_options(width, shift),
     )  # fmt: skip
     return out
 
@@ -168,6 +200,7 @@ def lifted_backward(
     low: int,
     tau: Tensor | None,
     shift: Tensor | None,
+    rotary: Tables | None,
 ) -> tuple[Tensor, Tensor | None]:
     """The gradient by x, and, with tau, the one by tau."""
     grad = grad if grad.stride(-1) == 1 else grad.contiguous()
@@ -176,8 +209,9 @@ def lifted_backward(
     count = out.numel() // width
     parts = None if tau is None else out.new_empty(count, dtype=torch.float32)
     lift_backward_kernel[_grid(count)](
-        out, grad, tau, shift, dx, parts, count, *_layout(grad), D=d,
-        **_options(width, SIGN=sign, LANES=lanes, LOW=low, SCALED=tau is not None, shift=shift),
+        out, grad, tau, shift, *(rotary or (None, None)), dx, parts, count, *_layout(grad), D=d,
+        SIGN=sign, LANES=lanes, LOW=low, SCALED=tau is not None, TURNED=_turned(rotary),
+        **_options(width, shift),
     )  # fmt: skip
     if tau is None or parts is None:
         return dx, None
@@ -192,7 +226,7 @@ def centroid(
     out, norm2 = m.new_empty(*m.shape[:-1], 1 + d), m.new_empty(m.shape[:-1], dtype=torch.float32)
     centroid_kernel[_grid(norm2.numel())](
         m, shift, out, norm2, c, eps, norm2.numel(), m[0, ..., 0].numel(), D=d,
-        **_options(m.shape[-1], shift=shift),
+        **_options(m.shape[-1], shift),
     )  # fmt: skip
     return out, norm2
 
@@ -205,7 +239,7 @@ def centroid_backward(
     dm = torch.empty_like(m)
     centroid_backward_kernel[_grid(norm2.numel())](
         m, shift, norm2, grad, dm, c, eps, norm2.numel(), m[0, ..., 0].numel(), D=d,
-        **_options(m.shape[-1], shift=shift),
+        **_options(m.shape[-1], shift),
     )  # fmt: skip
     return dm
 
@@ -220,6 +254,10 @@ def _grid(rows: int) -> tuple[int]:
     return (triton.cdiv(rows, _ROWS),)
 
 
-def _options(width: int, shift: Tensor | None, **more: int | bool) -> dict[str, int | bool]:
+def _options(width: int, shift: Tensor | None) -> dict[str, int | bool]:
     block = triton.next_power_of_2(width)
-    return dict(WIDTH=width, BLOCK=block, ROWS=_ROWS, SHIFTED=shift is not None, **more)
+    return dict(WIDTH=width, BLOCK=block, ROWS=_ROWS, SHIFTED=shift is not None)
+
+
+def _turned(rotary: Tables | None) -> int:
+    return 0 if rotary is None else rotary[0].shape[-1]

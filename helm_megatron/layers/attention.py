@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
 from megatron.core.transformer import TransformerConfig
@@ -18,6 +19,7 @@ from torch import Tensor
 from helm_megatron.geometry.lorentz import at_least_fp32
 from helm_megatron.kernels.augment import augmented_width
 from helm_megatron.kernels.backend import has_triton
+from helm_megatron.kernels.rotary import tables
 from helm_megatron.layers.augmented import augment, centroid, time_shift
 from helm_megatron.layers.dot_product import DotProductAttention, document_bounds
 from helm_megatron.layers.parallel import filled_parameter
@@ -51,6 +53,8 @@ class LorentzAttention(MegatronModule):
         pg_collection: Any = None,
     ) -> None:
         super().__init__(config)
+        # Angles of q and k `[s, 1, 1, width]` and a factor on both, where they come unturned.
+        self.rotary: tuple[Tensor, float] | None = None
         d = k_channels or config.kv_channels
         self.v_channels = v_channels or config.kv_channels
         self.tp_group, self.cp_group = pg_collection.tp, pg_collection.cp
@@ -90,12 +94,14 @@ class LorentzAttention(MegatronModule):
         # Each rank sees its own heads only; the gradient of tau is the sum over all of them.
         tau = copy_to_tensor_model_parallel_region(self.temperature, group=self.tp_group)
         if self._flash(query, value, attention_mask):
+            query, key = self._turned(query), self._turned(key)
             return _flash_attention(query, key, value, tau, c, packed_seq_params)
         dtype, heads, d = query.dtype, query.shape[-2], value.shape[-1]
         query, key, value = (computed_in(x) for x in (query, key, value))
         # Dropped weights no longer sum to 1.
         shift = None if self._drops() else time_shift(value, c, self.cp_group)
-        q, k, v = augment(query, key, value, tau, c, shift)
+        rotary = None if self.rotary is None else tables(*self.rotary)
+        q, k, v = augment(query, key, value, tau, c, shift, rotary)
         m = self.kernel(
             q,
             k,
@@ -108,6 +114,13 @@ class LorentzAttention(MegatronModule):
         if shift is not None:
             shift = shift.repeat_interleave(heads // value.shape[-2], dim=-2)
         return centroid(m, d, c, shift).to(dtype).flatten(-2)
+
+    def _turned(self, x: Tensor) -> Tensor:
+        """Queries or keys with their rotary embedding, by Megatron's function."""
+        if self.rotary is None:
+            return x
+        angles, factor = self.rotary
+        return apply_rotary_pos_emb(x, angles, self.config, mscale=factor, cp_group=self.cp_group)
 
     def _drops(self) -> bool:
         return bool(self.dropout) and self.training

@@ -79,10 +79,13 @@ class DotProductAttention(MegatronModule):
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Any:
         """The shapes of `forward`; without a mask the last query sees all keys."""
-        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        # A view of the linear's output would keep queries and keys alive from forward to backward.
+        q, k, v = (x.contiguous().permute(1, 2, 0, 3) for x in (query, key, value))
         width = max(q.shape[-1], v.shape[-1])
-        # Fused kernels want one width; zeros change nothing.
-        q, k, padded_v = (F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
+        # Fused kernels want one width; zeros change nothing. F.pad copies even if it adds none.
+        q, k, padded_v = (
+            x if x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v)
+        )
         with _dropout_rng(self), _kernels(self.config.attention_backend):
             out = self._kernel(q, k, padded_v, mask)
         return out[..., : v.shape[-1]].permute(2, 0, 1, 3).flatten(2)

@@ -7,12 +7,14 @@ import torch
 
 from helm_megatron.kernels import backend
 from helm_megatron.kernels.augment import augment, centroid
+from helm_megatron.kernels.rotary import tables
 from helm_megatron.layers.augmented import (
     CENTROID_EPS,
     ambient_centroid,
     augment_key,
     augment_query,
     augment_value,
+    turned,
 )
 
 C = 0.7
@@ -87,6 +89,38 @@ def test_centroid(dtype, device, shifted):
     )
 
 
+def angles(width, tokens=5, device="cpu"):
+    """As Megatron's RotaryEmbedding has them."""
+    per_pair = torch.arange(tokens).float()[:, None] * torch.tensor([1.0, 0.3, 0.01])[: width // 2]
+    return per_pair.repeat(1, 2)[:, None, None, :].to(device)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("width", [4, 6])
+def test_rotary_embedding(dtype, device, width):
+    """Of all coordinates of a head or the first of them."""
+    rotary = tables(angles(width, device=device), 1.1)
+
+    def plain(q, k, v, tau):
+        q, k = turned(q, rotary), turned(k, rotary)
+        return augment_query(q, tau, C), augment_key(k, C), augment_value(v, C)
+
+    inputs = leaves(dtype, device)
+    # In low precision the twin rounds turned heads, too, and their gradients.
+    tolerance = {name: 2 * value for name, value in TOLERANCE[dtype].items()}
+    assert_same(lambda *x: augment(*x, C, None, rotary), plain, inputs, tolerance)
+
+
+@pytest.mark.parametrize("width", [4, 6])
+def test_rotary_embedding_is_megatrons(width):
+    from megatron.core.models.common.embeddings.rope_utils import _apply_rotary_pos_emb_bshd
+
+    x, factor = randn(5, 2, 4, 6, dtype=torch.float64), 1.1
+    theirs = _apply_rotary_pos_emb_bshd(x, angles(width), mscale=factor)
+    ours = turned(x, tables(angles(width), factor))
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
 def test_packed_heads(device):
     """Without a batch dimension, and not contiguous."""
     inputs = leaves(torch.float32, device)
@@ -112,6 +146,8 @@ def test_centroid_of_a_lightlike_sum():
 
 def test_gradients_in_fp64():
     assert torch.autograd.gradcheck(lambda *x: augment(*x, C), leaves(torch.float64))
+    rotary = tables(angles(4).double(), 1.1)
+    assert torch.autograd.gradcheck(lambda *x: augment(*x, C, None, rotary), leaves(torch.float64))
     m = augment_value(randn(3, 4, dtype=torch.float64), C).requires_grad_()
     assert torch.autograd.gradcheck(lambda m: centroid(m, 4, C, None, 1e-8), [m])
 

@@ -97,8 +97,9 @@ def test_augmentation_and_centroid_compile(launched):
 
     q, k, v = (torch.randn(5, 2, 4, 6, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
     tau, shift = torch.ones(1, requires_grad=True), torch.zeros(1, 2, 4, 1)
-    for moved in (None, shift):
-        sum(out.sum() for out in augment(q, k, v, tau, 1.0, moved)).backward()
+    table = torch.ones(5, 1, 1, 4)
+    for moved, rotary in ((None, None), (shift, (table, table))):
+        sum(out.sum() for out in augment(q, k, v, tau, 1.0, moved, rotary)).backward()
         m = torch.randn(5, 2, 4, 8, dtype=torch.bfloat16, requires_grad=True)
         centroid(m, 6, 1.0, moved, 1e-6).sum().backward()
     assert len(launched) == 2 * (3 + 3 + 1 + 1)

@@ -1,0 +1,59 @@
+"""Rotary embedding of heads as a step of other functions: into a given tensor, and back."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from helm_megatron.geometry.lorentz import Scalar, at_least_fp32
+
+# Cosines and sines of the angles of each token and coordinate, contiguous `[s, 1, 1, width]`; the
+# coordinate i turns with i + width / 2, further coordinates of a head do not turn.
+Tables = tuple[Tensor, Tensor]
+
+
+@functools.lru_cache(maxsize=8)
+def tables(angles: Tensor, scale: float) -> Tables:
+    """Of Megatron's `rotary_pos_emb` `[s, 1, 1, width]`, in at least fp32, times scale (YaRN's).
+
+    Megatron hands the same tensor to every layer and step, so this is computed once.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        wide = at_least_fp32(angles)
+        return (wide.cos() * scale).contiguous(), (wide.sin() * scale).contiguous()
+
+
+def rotate(x: Tensor, rotary: Tables, factor: Scalar, out: Tensor) -> Tensor:
+    """Fill out with the turned x, both `[s, b, heads, d]` in at least fp32, times factor."""
+    (cos_1, cos_2), (sin_1, sin_2) = (_halves(table * factor) for table in rotary)
+    (x_1, x_2), (out_1, out_2) = (_halves(y[..., : _width(rotary)]) for y in (x, out))
+    torch.mul(x_1, cos_1, out=out_1).addcmul_(x_2, sin_1, value=-1)
+    torch.mul(x_2, cos_2, out=out_2).addcmul_(x_1, sin_2)
+    return _rest(x, rotary, factor, out)
+
+
+def rotate_back(grad: Tensor, rotary: Tables, factor: Scalar) -> Tensor:
+    """The gradient of x, given that of `rotate`'s result: the transposed map."""
+    out = torch.empty_like(grad, memory_format=torch.contiguous_format)
+    (cos_1, cos_2), (sin_1, sin_2) = (_halves(table * factor) for table in rotary)
+    (g_1, g_2), (out_1, out_2) = (_halves(y[..., : _width(rotary)]) for y in (grad, out))
+    torch.mul(g_1, cos_1, out=out_1).addcmul_(g_2, sin_2)
+    torch.mul(g_2, cos_2, out=out_2).addcmul_(g_1, sin_1, value=-1)
+    return _rest(grad, rotary, factor, out)
+
+
+def _rest(x: Tensor, rotary: Tables, factor: Scalar, out: Tensor) -> Tensor:
+    width = _width(rotary)
+    if width < x.shape[-1]:
+        torch.mul(x[..., width:], factor, out=out[..., width:])
+    return out
+
+
+def _width(rotary: Tables) -> int:
+    return rotary[0].shape[-1]
+
+
+def _halves(x: Tensor) -> tuple[Tensor, ...]:
+    return x.chunk(2, dim=-1)
