@@ -13,7 +13,7 @@ from torch import Tensor
 
 from helm_megatron.geometry.lorentz import at_least_fp32
 from helm_megatron.kernels import backend
-from helm_megatron.kernels.rotary import Tables, rotate, rotate_back
+from helm_megatron.kernels.rotary import Tables, rotate, transposed
 
 # The lanes of a time: its sign, and which of its parts they carry, 0 high and 1 low. Where the
 # dtype is wide enough one lane has it all.
@@ -185,7 +185,7 @@ def _lifted_backward(
     dx = torch.addcmul(g_space, space, ratio)
     factor = 1.0 if tau is None else 2 / at_least_fp32(tau)
     if rotary is not None:
-        dx = rotate_back(dx, rotary, factor)
+        dx = rotate(dx, transposed(rotary), factor, torch.empty_like(dx))
     elif tau is not None:
         dx.mul_(factor)
     if tau is None:

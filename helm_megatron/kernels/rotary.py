@@ -1,13 +1,15 @@
-"""Rotary embedding of heads as a step of other functions: into a given tensor, and back."""
+"""Rotary embedding of heads (RoPE), alone or as a step of other functions."""
 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from helm_megatron.geometry.lorentz import Scalar, at_least_fp32
+from helm_megatron.kernels import backend
 
 # Cosines and sines of the angles of each token and coordinate, contiguous `[s, 1, 1, width]`; the
 # coordinate i turns with i + width / 2, further coordinates of a head do not turn.
@@ -25,6 +27,30 @@ def tables(angles: Tensor, scale: float) -> Tables:
         return (wide.cos() * scale).contiguous(), (wide.sin() * scale).contiguous()
 
 
+def turned(x: Tensor, rotary: Tables) -> Tensor:
+    """x `[s, b, heads, d]` with its rotary embedding, in its dtype."""
+    return _Turned.apply(x, *rotary)
+
+
+class _Turned(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.rotary = cos, sin
+        return _turned(x, ctx.rotary)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _turned(grad, transposed(ctx.rotary)), None, None
+
+
+def _turned(x: Tensor, rotary: Tables) -> Tensor:
+    if backend.uses_triton(x):
+        return backend.kernels("augment").turned(x, rotary)
+    wide = at_least_fp32(x)
+    out = torch.empty_like(wide, memory_format=torch.contiguous_format)
+    return rotate(wide, rotary, 1.0, out).to(x.dtype)
+
+
 def rotate(x: Tensor, rotary: Tables, factor: Scalar, out: Tensor) -> Tensor:
     """Fill out with the turned x, both `[s, b, heads, d]` in at least fp32, times factor."""
     (cos_1, cos_2), (sin_1, sin_2) = (_halves(table * factor) for table in rotary)
@@ -34,14 +60,10 @@ def rotate(x: Tensor, rotary: Tables, factor: Scalar, out: Tensor) -> Tensor:
     return _rest(x, rotary, factor, out)
 
 
-def rotate_back(grad: Tensor, rotary: Tables, factor: Scalar) -> Tensor:
-    """The gradient of x, given that of `rotate`'s result: the transposed map."""
-    out = torch.empty_like(grad, memory_format=torch.contiguous_format)
-    (cos_1, cos_2), (sin_1, sin_2) = (_halves(table * factor) for table in rotary)
-    (g_1, g_2), (out_1, out_2) = (_halves(y[..., : _width(rotary)]) for y in (grad, out))
-    torch.mul(g_1, cos_1, out=out_1).addcmul_(g_2, sin_2)
-    torch.mul(g_2, cos_2, out=out_2).addcmul_(g_1, sin_1, value=-1)
-    return _rest(grad, rotary, factor, out)
+def transposed(rotary: Tables) -> Tables:
+    """Tables of the transposed map, which takes gradients back."""
+    cos, sin = rotary
+    return cos, -sin.roll(sin.shape[-1] // 2, dims=-1)
 
 
 def _rest(x: Tensor, rotary: Tables, factor: Scalar, out: Tensor) -> Tensor:

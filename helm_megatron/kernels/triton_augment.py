@@ -191,6 +191,11 @@ def lifted(
     return out
 
 
+def turned(x: Tensor, rotary: Tables) -> Tensor:
+    """x `[s, b, heads, d]` turned, without lanes."""
+    return lifted(x, x.shape[-1], 1, 0, 0, 1.0, None, None, rotary)
+
+
 def lifted_backward(
     out: Tensor,
     grad: Tensor,

@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
 from megatron.core.transformer import TransformerConfig
@@ -19,7 +18,7 @@ from torch import Tensor
 from helm_megatron.geometry.lorentz import at_least_fp32
 from helm_megatron.kernels.augment import augmented_width
 from helm_megatron.kernels.backend import has_triton
-from helm_megatron.kernels.rotary import tables
+from helm_megatron.kernels.rotary import tables, turned
 from helm_megatron.layers.augmented import augment, centroid, time_shift
 from helm_megatron.layers.dot_product import DotProductAttention, document_bounds
 from helm_megatron.layers.parallel import filled_parameter
@@ -93,14 +92,15 @@ class LorentzAttention(MegatronModule):
         c = self.config.helm.curvature
         # Each rank sees its own heads only; the gradient of tau is the sum over all of them.
         tau = copy_to_tensor_model_parallel_region(self.temperature, group=self.tp_group)
+        rotary = None if self.rotary is None else tables(*self.rotary)
         if self._flash(query, value, attention_mask):
-            query, key = self._turned(query), self._turned(key)
+            if rotary is not None:
+                query, key = turned(query, rotary), turned(key, rotary)
             return _flash_attention(query, key, value, tau, c, packed_seq_params)
         dtype, heads, d = query.dtype, query.shape[-2], value.shape[-1]
         query, key, value = (computed_in(x) for x in (query, key, value))
         # Dropped weights no longer sum to 1.
         shift = None if self._drops() else time_shift(value, c, self.cp_group)
-        rotary = None if self.rotary is None else tables(*self.rotary)
         q, k, v = augment(query, key, value, tau, c, shift, rotary)
         m = self.kernel(
             q,
@@ -114,13 +114,6 @@ class LorentzAttention(MegatronModule):
         if shift is not None:
             shift = shift.repeat_interleave(heads // value.shape[-2], dim=-2)
         return centroid(m, d, c, shift).to(dtype).flatten(-2)
-
-    def _turned(self, x: Tensor) -> Tensor:
-        """Queries or keys with their rotary embedding, by Megatron's function."""
-        if self.rotary is None:
-            return x
-        angles, factor = self.rotary
-        return apply_rotary_pos_emb(x, angles, self.config, mscale=factor, cp_group=self.cp_group)
 
     def _drops(self) -> bool:
         return bool(self.dropout) and self.training

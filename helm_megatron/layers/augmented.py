@@ -18,7 +18,7 @@ from helm_megatron.geometry import lorentz
 from helm_megatron.geometry.lorentz import Scalar, at_least_fp32
 from helm_megatron.kernels import augment as kernels
 from helm_megatron.kernels.augment import augmented_width
-from helm_megatron.kernels.rotary import Tables
+from helm_megatron.kernels.rotary import Tables, turned
 from helm_megatron.layers.context_parallel import from_first_rank
 
 # Clamp of |<m,m>| in the centroid, by precision of the computation, as in the released code.
@@ -98,15 +98,6 @@ def augment(
         q, k = turned(q, rotary), turned(k, rotary)
     less = 0.0 if shift is None else shift
     return augment_query(q, tau, c), augment_key(k, c), augment_value(v, c, less)
-
-
-def turned(x: Tensor, rotary: Tables) -> Tensor:
-    """x `[s, b, heads, d]` with its rotary embedding (RoPE), in at least fp32."""
-    cos, sin = rotary
-    part, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
-    left, right = at_least_fp32(part).chunk(2, dim=-1)
-    part = torch.cat([left, right], dim=-1) * cos + torch.cat([-right, left], dim=-1) * sin
-    return torch.cat([part.to(x.dtype), rest], dim=-1)
 
 
 def centroid(m: Tensor, d: int, c: Scalar, shift: Tensor | None) -> Tensor:

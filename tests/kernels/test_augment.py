@@ -1,5 +1,6 @@
 """Augmented heads and centroids, fused, against their plain twins: outputs and gradients."""
 
+import functools
 import os
 
 import pytest
@@ -7,14 +8,13 @@ import torch
 
 from helm_megatron.kernels import backend
 from helm_megatron.kernels.augment import augment, centroid
-from helm_megatron.kernels.rotary import tables
+from helm_megatron.kernels.rotary import tables, turned
 from helm_megatron.layers.augmented import (
     CENTROID_EPS,
     ambient_centroid,
     augment_key,
     augment_query,
     augment_value,
-    turned,
 )
 
 C = 0.7
@@ -95,30 +95,35 @@ def angles(width, tokens=5, device="cpu"):
     return per_pair.repeat(1, 2)[:, None, None, :].to(device)
 
 
+def megatrons(x, table, factor):
+    """Its plain rotary embedding; it rounds cosines and products to x's dtype."""
+    from megatron.core.models.common.embeddings.rope_utils import _apply_rotary_pos_emb_bshd
+
+    return _apply_rotary_pos_emb_bshd(x, table, mscale=factor)
+
+
+def looser(dtype):
+    """In low precision the twin rounds turned heads, too, and their gradients."""
+    return {name: 2 * value for name, value in TOLERANCE[dtype].items()}
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("width", [4, 6])
 def test_rotary_embedding(dtype, device, width):
-    """Of all coordinates of a head or the first of them."""
-    rotary = tables(angles(width, device=device), 1.1)
+    """Of all coordinates of a head or the first of them; the angles are of fp32 or fp64."""
+    table, factor = angles(width, device=device).to(torch.promote_types(dtype, torch.float32)), 1.1
+    rotary = tables(table, factor)
+    q, k, v, tau = leaves(dtype, device)
+    assert_same(
+        lambda x: [turned(x, rotary)], lambda x: [megatrons(x, table, factor)], [q], looser(dtype)
+    )
 
     def plain(q, k, v, tau):
-        q, k = turned(q, rotary), turned(k, rotary)
+        q, k = (megatrons(x, table, factor) for x in (q, k))
         return augment_query(q, tau, C), augment_key(k, C), augment_value(v, C)
 
-    inputs = leaves(dtype, device)
-    # In low precision the twin rounds turned heads, too, and their gradients.
-    tolerance = {name: 2 * value for name, value in TOLERANCE[dtype].items()}
-    assert_same(lambda *x: augment(*x, C, None, rotary), plain, inputs, tolerance)
-
-
-@pytest.mark.parametrize("width", [4, 6])
-def test_rotary_embedding_is_megatrons(width):
-    from megatron.core.models.common.embeddings.rope_utils import _apply_rotary_pos_emb_bshd
-
-    x, factor = randn(5, 2, 4, 6, dtype=torch.float64), 1.1
-    theirs = _apply_rotary_pos_emb_bshd(x, angles(width), mscale=factor)
-    ours = turned(x, tables(angles(width), factor))
-    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+    fused = functools.partial(augment, c=C, rotary=rotary)
+    assert_same(fused, plain, [q, k, v, tau], looser(dtype))
 
 
 def test_packed_heads(device):
