@@ -34,11 +34,16 @@ LAYOUTS = {
 
 
 def by_length(options: Namespace, changes: list[str]) -> list[dict[str, Any]]:
-    """Training steps at every length of the sequence."""
-    return [
-        _compared(options, "sequence", length, [*SHALLOW, "--seq-length", str(length), *changes])
-        for length in options.lengths
-    ]
+    """Training steps at every length of the sequence: `--steps` of the longest, of others as many
+    as take about that time, for short steps vary more.
+    """
+    results = []
+    for length in options.lengths:
+        steps = options.steps * max(options.lengths) // length
+        flags = [*SHALLOW, "--seq-length", str(length), *changes]
+        own = Namespace(**vars(options) | {"steps": steps})
+        results.append(_compared(own, "sequence", length, flags))
+    return results
 
 
 def by_experts(options: Namespace, changes: list[str]) -> list[dict[str, Any]]:

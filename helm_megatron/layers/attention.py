@@ -37,6 +37,8 @@ class LorentzAttention(MegatronModule):
     """
 
     kernel_class: type = DotProductAttention
+    # Angles of q and k `[s, 1, 1, width]` and a factor on both, where they come unturned.
+    rotary: tuple[Tensor, float] | None = None
 
     def __init__(
         self,
@@ -52,8 +54,6 @@ class LorentzAttention(MegatronModule):
         pg_collection: Any = None,
     ) -> None:
         super().__init__(config)
-        # Angles of q and k `[s, 1, 1, width]` and a factor on both, where they come unturned.
-        self.rotary: tuple[Tensor, float] | None = None
         d = k_channels or config.kv_channels
         self.v_channels = v_channels or config.kv_channels
         self.tp_group, self.cp_group = pg_collection.tp, pg_collection.cp
