@@ -102,21 +102,25 @@ class _FlashAttention(torch.autograd.Function):
         launch = _Launch(q, k, v, bounds, longest)
         out = q.new_empty(*q.shape[:3], 1 + v.shape[-1])
         lse, radius = q.new_empty(2, *q.shape[:3], dtype=torch.float32)
+        # What the backward pass lacks of a rounded output.
+        split = launch.half and any(ctx.needs_input_grad)
+        remainder = q.new_empty(*q.shape[:3], v.shape[-1]) if split else None
         tiles = launch.forward_tiles()
         forward_kernel[launch.grid(tiles["M"], launch.heads)](
-            q, k, v, *(_times(x, c) for x in (q, k, v)), tau, bounds, out, lse, radius,
-            c, _EPS, *launch.sizes, **launch.shape, **tiles,
+            q, k, v, *(_times(x, c) for x in (q, k, v)), tau, bounds, out, remainder, lse, radius,
+            c, _EPS, *launch.sizes, **launch.shape, **tiles, SPLIT=split,
         )  # fmt: skip
-        ctx.save_for_backward(q, k, v, tau, out, lse, radius, bounds)
+        ctx.save_for_backward(q, k, v, tau, out, remainder, lse, radius, bounds)
         ctx.c, ctx.longest = c, longest
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:  # type: ignore[override]
-        q, k, v, tau, out, lse, radius, bounds = ctx.saved_tensors
+        q, k, v, tau, out, remainder, lse, radius, bounds = ctx.saved_tensors
         launch = _Launch(q, k, v, bounds, ctx.longest)
         times = [_times(x, ctx.c) for x in (q, k, v)]
-        rows = (lse, *_prepare(out, grad.contiguous(), radius, ctx.c))
+        rows = (lse, *_prepare(out, remainder, grad.contiguous(), radius, ctx.c))
+        launch.shape["SPLIT"] = remainder is not None
         dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
         dtau = torch.empty_like(lse)
         tiles = launch.backward_tiles("M")
@@ -130,16 +134,18 @@ class _FlashAttention(torch.autograd.Function):
         return dq, dk, dv, dtau.sum().to(tau.dtype).expand_as(tau), None, None, None
 
 
-def _prepare(out: Tensor, grad: Tensor, radius: Tensor, c: float) -> list[Tensor]:
-    """The tensors of the backward pass by row: direct, points, their times, along."""
-    e = out.shape[-1] - 1
-    direct, points = (out.new_empty(*out.shape[:3], e) for _ in range(2))
-    point_time, along = (torch.empty_like(radius) for _ in range(2))
+def _prepare(
+    out: Tensor, remainder: Tensor | None, grad: Tensor, radius: Tensor, c: float
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The gradient by the weighted sums: its space part, high and low, and its time."""
+    e, split = out.shape[-1] - 1, remainder is not None
+    high = out.new_empty(*out.shape[:3], e)
+    low, time = torch.empty_like(high) if split else None, torch.empty_like(radius)
     prepare_kernel[(triton.cdiv(radius.numel(), _ROWS),)](
-        out, grad, radius, direct, points, point_time, along, c, radius.numel(),
-        E=e, WIDTH=_width(e), ROWS=_ROWS,
+        out, remainder, grad, radius, high, low, time, c, radius.numel(),
+        E=e, WIDTH=_width(e), SPLIT=split, ROWS=_ROWS,
     )  # fmt: skip
-    return [direct, points, point_time, along]
+    return high, low, time
 
 
 def _times(x: Tensor, c: float) -> Tensor:

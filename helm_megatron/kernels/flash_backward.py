@@ -5,9 +5,9 @@ gradient by o_s, that by o_t brought into it, the gradient by m is
 
     dm_s = r (g + (g.o_s) o_s / c),   dm_t = -r (g.o_s) o_t / c.
 
-o does not change with the length of m, so m.dm = 0 and the softmax's row term falls away. In bf16
-dm_s rounded to one tensor would lose <o,v>, so its two parts keep their own matrix products:
-`direct` is r g, and `along`, r (g.o_s) / c, a factor of the weights.
+o does not change with the length of m, so m.dm = 0 and the softmax's row term falls away. Far out
+dm.v = dm_s.v_s + dm_t v_t cancels. In low precision dm_s is therefore carried in two parts, `high`
+and `low`, with a matrix product each, and is computed from o_s in two parts.
 """
 
 from __future__ import annotations
@@ -21,30 +21,32 @@ from helm_megatron.kernels.flash_forward import column, put, span, tile
 
 @triton.jit
 def prepare_kernel(
-    out, grad, radius, direct, points, point_time, along, c, tokens,
-    E: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+    out, remainder, grad, radius, high, low, time, c, tokens,
+    E: tl.constexpr, WIDTH: tl.constexpr, SPLIT: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """From the output and its gradient `[rows, 1 + E]`: direct and o_s `[rows, E]`, o_t, along."""
+    """From the output and its gradient `[rows, 1 + E]`: dm_s in its parts `[rows, E]`, dm_t."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    o = tile(out + 1, rows, tokens, 1 + E, E, WIDTH)
-    o = o.to(tl.float32)
-    put(points, o, rows, tokens, E, E, WIDTH)
-    # Of the rounded o_s, so that o lies on the hyperboloid.
+    o = tile(out + 1, rows, tokens, 1 + E, E, WIDTH).to(tl.float32)
+    if SPLIT:
+        o += tile(remainder, rows, tokens, E, E, WIDTH).to(tl.float32)
     o_time = tl.sqrt(tl.sum(o * o, 1) + c)
     g = tile(grad + 1, rows, tokens, 1 + E, E, WIDTH).to(tl.float32)
     g += (column(grad, rows, tokens, 1 + E, 0.0).to(tl.float32) / o_time)[:, None] * o
-    g = rounded(g * column(radius, rows, tokens, 1, 0.0)[:, None], direct.dtype.element_ty)
-    put(direct, g, rows, tokens, E, E, WIDTH)
-    inside = rows < tokens
-    tl.store(point_time + rows, o_time, mask=inside)
-    tl.store(along + rows, tl.sum(g.to(tl.float32) * o, 1) / c, mask=inside)
+    g *= column(radius, rows, tokens, 1, 0.0)[:, None]
+    along = tl.sum(g * o, 1) / c
+    dm = g + along[:, None] * o
+    put(high, dm, rows, tokens, E, E, WIDTH)
+    if SPLIT:
+        dm -= rounded(dm, high.dtype.element_ty).to(tl.float32)
+        put(low, dm, rows, tokens, E, E, WIDTH)
+    tl.store(time + rows, -along * o_time, mask=rows < tokens)
 
 
 @triton.jit
 def _query_step(
-    state, q, q_time, lse, direct, o, o_time, along, k, k_time, v, v_time, scale, rows, first,
-    count, k_s, v_s, time_s, D: tl.constexpr, E: tl.constexpr, WIDTH_D: tl.constexpr,
-    WIDTH_E: tl.constexpr, N: tl.constexpr, MASKED: tl.constexpr,
+    state, q, q_time, lse, high, low, dm_time, k, k_time, v, v_time, scale, rows, first, count,
+    k_s, v_s, time_s, D: tl.constexpr, E: tl.constexpr, WIDTH_D: tl.constexpr,
+    WIDTH_E: tl.constexpr, N: tl.constexpr, SPLIT: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Add one block of keys to the gradients by queries: space, time, and tau."""
     space, time, warmth = state
@@ -58,8 +60,9 @@ def _query_step(
     weights = tl.exp2(scores)
     if MASKED:
         weights = tl.where(rows[:, None] >= cols[None, :], weights, 0.0)
-    products = product(o, values) - o_time[:, None] * value_times
-    slopes = product(direct, values) + along[:, None] * products
+    slopes = product(high, values) + dm_time[:, None] * value_times
+    if SPLIT:
+        slopes += product(low, values)
     slopes *= weights
     warmth += tl.sum(tl.where(weights > 0, slopes * scores, 0.0), 1)
     slopes = rounded(slopes, keys.dtype)
@@ -69,10 +72,11 @@ def _query_step(
 
 @triton.jit
 def query_kernel(
-    q, k, v, q_time, k_time, v_time, tau, bounds, lse, direct, points, point_time, along, dq,
-    dtau, length, batch, heads, q_s, q_b, q_h, k_s, k_b, k_h, v_s, v_b, v_h,
+    q, k, v, q_time, k_time, v_time, tau, bounds, lse, high, low, dm_time, dq, dtau,
+    length, batch, heads, q_s, q_b, q_h, k_s, k_b, k_h, v_s, v_b, v_h,
     GROUP: tl.constexpr, D: tl.constexpr, E: tl.constexpr, WIDTH_D: tl.constexpr,
     WIDTH_E: tl.constexpr, M: tl.constexpr, N: tl.constexpr, PACKED: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):  # fmt: skip
     """Gradient by a block of queries, and its part of tau's, `[tokens, batch, heads]`."""
     block = tl.num_programs(0) - 1 - tl.program_id(0)
@@ -89,10 +93,11 @@ def query_kernel(
         stride, kv_stride = batch * heads, batch * heads // GROUP
         q_t = column(q_time + at, rows, count, stride, 1.0)
         largest = column(lse + at, rows, count, stride, float("inf"))
-        g = tile(direct + at * E, rows, count, stride * E, E, WIDTH_E)
-        o = tile(points + at * E, rows, count, stride * E, E, WIDTH_E)
-        o_t = column(point_time + at, rows, count, stride, 0.0)
-        a = column(along + at, rows, count, stride, 0.0)
+        dm = tile(high + at * E, rows, count, stride * E, E, WIDTH_E)
+        rest = dm
+        if SPLIT:
+            rest = tile(low + at * E, rows, count, stride * E, E, WIDTH_E)
+        dm_t = column(dm_time + at, rows, count, stride, 0.0)
         factor = 2 / tl.load(tau).to(tl.float32)
         scale = factor * 1.4426950408889634
         zero = tl.zeros([M], dtype=tl.float32)
@@ -100,13 +105,15 @@ def query_kernel(
         whole = block * M // N * N
         for first in range(0, whole, N):
             state = _query_step(
-                state, queries, q_t, largest, g, o, o_t, a, k, k_time + kv_at, v, v_time + kv_at,
-                scale, rows, first, count, k_s, v_s, kv_stride, D, E, WIDTH_D, WIDTH_E, N, False,
+                state, queries, q_t, largest, dm, rest, dm_t, k, k_time + kv_at, v, v_time + kv_at,
+                scale, rows, first, count, k_s, v_s, kv_stride, D, E, WIDTH_D, WIDTH_E, N, SPLIT,
+                False,
             )  # fmt: skip
         for first in range(whole, tl.minimum(count, block * M + M), N):
             state = _query_step(
-                state, queries, q_t, largest, g, o, o_t, a, k, k_time + kv_at, v, v_time + kv_at,
-                scale, rows, first, count, k_s, v_s, kv_stride, D, E, WIDTH_D, WIDTH_E, N, True,
+                state, queries, q_t, largest, dm, rest, dm_t, k, k_time + kv_at, v, v_time + kv_at,
+                scale, rows, first, count, k_s, v_s, kv_stride, D, E, WIDTH_D, WIDTH_E, N, SPLIT,
+                True,
             )  # fmt: skip
         space, time, warmth = state
         space = factor * (space - (time / q_t)[:, None] * queries.to(tl.float32))
@@ -118,41 +125,43 @@ def query_kernel(
 
 @triton.jit
 def _key_step(
-    state, k, k_time, v, v_time, q, q_time, lse, direct, points, point_time, along, scale, cols,
-    first, count, q_s, stride, D: tl.constexpr, E: tl.constexpr, WIDTH_D: tl.constexpr,
-    WIDTH_E: tl.constexpr, M: tl.constexpr, MASKED: tl.constexpr,
+    state, k, k_time, v, v_time, q, q_time, lse, high, low, dm_time, scale, cols, first, count,
+    q_s, stride, D: tl.constexpr, E: tl.constexpr, WIDTH_D: tl.constexpr, WIDTH_E: tl.constexpr,
+    M: tl.constexpr, SPLIT: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Add one block of queries to the gradients by keys and values, all transposed."""
     dk, dk_time, dv, dv_time = state
     rows = first + tl.arange(0, M)
     queries = tile(q, rows, count, q_s, D, WIDTH_D)
-    g = tile(direct, rows, count, stride * E, E, WIDTH_E)
-    o = tile(points, rows, count, stride * E, E, WIDTH_E)
+    dm = tile(high, rows, count, stride * E, E, WIDTH_E)
     query_times = column(q_time, rows, count, stride, 0.0)
-    o_times = column(point_time, rows, count, stride, 0.0)
-    a = column(along, rows, count, stride, 0.0)
+    dm_t = column(dm_time, rows, count, stride, 0.0)
     largest = column(lse, rows, count, stride, float("inf"))
     scores = product(k, tl.trans(queries)) - k_time[:, None] * query_times
     weights = tl.exp2(scores * scale - largest)
     if MASKED:
         weights = tl.where(rows[None, :] >= cols[:, None], weights, 0.0)
-    products = product(v, tl.trans(o)) - v_time[:, None] * o_times
-    slopes = product(v, tl.trans(g)) + a * products
+    slopes = product(v, tl.trans(dm)) + v_time[:, None] * dm_t
+    # Space and time take the same rounded weights: their difference would magnify one of those.
+    rounded_weights = rounded(weights, v.dtype)
+    dv = dot(rounded_weights, dm, dv)
+    dv_time += tl.sum(rounded_weights.to(tl.float32) * dm_t, 1)
+    if SPLIT:
+        rest = tile(low, rows, count, stride * E, E, WIDTH_E)
+        slopes += product(v, tl.trans(rest))
+        dv = dot(rounded_weights, rest, dv)
     slopes = rounded(slopes * weights, k.dtype)
     dk_time += tl.sum(slopes.to(tl.float32) * query_times, 1)
-    dk = dot(slopes, queries, dk)
-    dv = dot(rounded(weights, v.dtype), g, dv)
-    weights = rounded(weights * a, v.dtype)
-    dv_time += tl.sum(weights.to(tl.float32) * o_times, 1)
-    return dk, dk_time, dot(weights, o, dv), dv_time
+    return dot(slopes, queries, dk), dk_time, dv, dv_time
 
 
 @triton.jit
 def key_kernel(
-    q, k, v, q_time, k_time, v_time, tau, bounds, lse, direct, points, point_time, along, dk, dv,
+    q, k, v, q_time, k_time, v_time, tau, bounds, lse, high, low, dm_time, dk, dv,
     length, batch, heads, q_s, q_b, q_h, k_s, k_b, k_h, v_s, v_b, v_h,
     GROUP: tl.constexpr, D: tl.constexpr, E: tl.constexpr, WIDTH_D: tl.constexpr,
     WIDTH_E: tl.constexpr, M: tl.constexpr, N: tl.constexpr, PACKED: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):  # fmt: skip
     """Gradients by a block of keys and their values, over all query heads of their group."""
     block, kv_heads = tl.program_id(0), heads // GROUP
@@ -179,20 +188,24 @@ def key_kernel(
             head = kv_head * GROUP + member
             rows_of_q = q + start * q_s + lane * q_b + head * q_h
             at = (start * batch + lane) * heads + head
+            high_of_head = high + at * E
+            low_of_head = high_of_head
+            if SPLIT:
+                low_of_head = low + at * E
             for first in range(masked, whole, M):
                 state = _key_step(
-                    state, keys, k_t, values, v_t, rows_of_q, q_time + at, lse + at,
-                    direct + at * E, points + at * E, point_time + at, along + at, scale, cols,
-                    first, count, q_s, stride, D, E, WIDTH_D, WIDTH_E, M, True,
+                    state, keys, k_t, values, v_t, rows_of_q, q_time + at, lse + at, high_of_head,
+                    low_of_head, dm_time + at, scale, cols, first, count, q_s, stride, D, E,
+                    WIDTH_D, WIDTH_E, M, SPLIT, True,
                 )  # fmt: skip
             for first in range(whole, count, M):
                 state = _key_step(
-                    state, keys, k_t, values, v_t, rows_of_q, q_time + at, lse + at,
-                    direct + at * E, points + at * E, point_time + at, along + at, scale, cols,
-                    first, count, q_s, stride, D, E, WIDTH_D, WIDTH_E, M, False,
+                    state, keys, k_t, values, v_t, rows_of_q, q_time + at, lse + at, high_of_head,
+                    low_of_head, dm_time + at, scale, cols, first, count, q_s, stride, D, E,
+                    WIDTH_D, WIDTH_E, M, SPLIT, False,
                 )  # fmt: skip
         dk_space, dk_time, dv_space, dv_time = state
         dk_space = factor * (dk_space - (dk_time / k_t)[:, None] * keys.to(tl.float32))
-        dv_space -= (dv_time / v_t)[:, None] * values.to(tl.float32)
+        dv_space += (dv_time / v_t)[:, None] * values.to(tl.float32)
         put(dk + kv_at * D, dk_space, cols, count, kv_stride * D, D, WIDTH_D)
         put(dv + kv_at * E, dv_space, cols, count, kv_stride * E, E, WIDTH_E)

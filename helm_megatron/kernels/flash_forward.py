@@ -98,15 +98,17 @@ def _attend(
 
 @triton.jit
 def forward_kernel(
-    q, k, v, q_time, k_time, v_time, tau, bounds, out, lse, radius, c, eps, length, batch, heads,
-    q_s, q_b, q_h, k_s, k_b, k_h, v_s, v_b, v_h,
+    q, k, v, q_time, k_time, v_time, tau, bounds, out, remainder, lse, radius, c, eps, length,
+    batch, heads, q_s, q_b, q_h, k_s, k_b, k_h, v_s, v_b, v_h,
     GROUP: tl.constexpr, D: tl.constexpr, E: tl.constexpr, WIDTH_D: tl.constexpr,
     WIDTH_E: tl.constexpr, M: tl.constexpr, N: tl.constexpr, PACKED: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):  # fmt: skip
     """Ambient centroids `[tokens, batch, heads, 1 + E]`, and what the backward pass needs.
 
     lse `[tokens, batch, heads]` is log2 of the sum of 2^score, radius the factor by which the
-    weighted sum was scaled onto the hyperboloid.
+    weighted sum was scaled onto the hyperboloid, and with SPLIT the remainder what rounding took
+    from the centroids' space coordinates.
     """
     # The last queries have the most keys; they start first.
     block = tl.num_programs(0) - 1 - tl.program_id(0)
@@ -142,6 +144,9 @@ def forward_kernel(
         factor = tl.sqrt(c / tl.maximum(norm2, eps))
         space *= factor[:, None]
         put(out + at * (1 + E) + 1, space, rows, count, stride * (1 + E), E, WIDTH_E)
+        if SPLIT:
+            rest = space - rounded(space, out.dtype.element_ty).to(tl.float32)
+            put(remainder + at * E, rest, rows, count, stride * E, E, WIDTH_E)
         time = tl.sqrt(tl.sum(space * space, 1) + c)
         spots, inside = rows.to(tl.int64) * stride + at, rows < count
         tl.store(out + spots * (1 + E), rounded(time, out.dtype.element_ty), mask=inside)
