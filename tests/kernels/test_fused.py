@@ -78,6 +78,13 @@ def test_residual_is_clamped_as_in_its_twin(device):
         torch.testing.assert_close(got, plain, rtol=1e-5, atol=1e-3)
 
 
+def test_programs_with_several_tokens(device, monkeypatch):
+    """39 tokens are eight for each of five programs, but for the last."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr("helm_megatron.kernels.triton_residual_norm.MAX_PROGRAMS", 5)
+    test_as_exact_as_the_twin("residual_norm", torch.float32, device)
+
+
 def test_a_joined_norm_is_no_view(device):
     """Megatron puts a view into a new tensor, which the norm that came with it does not follow."""
     case = CASES["residual_norm"]
