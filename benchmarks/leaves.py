@@ -43,7 +43,7 @@ LEAVES = {
     "end of decoder": "decoder.final_layernorm",
     "head": "output_layer",
 }
-RESIDUAL = "residual"
+RESIDUAL = "residual and norm"
 
 
 class Leaf:
@@ -113,10 +113,19 @@ def _record(found: dict[str, Leaf], name: str, module: torch.nn.Module) -> None:
 
 
 def _residual(layer: Any, x: Tensor) -> Leaf:
-    """Megatron's slots take the output of attention and the stream, and return a sum."""
-    function = layer.self_attn_bda(True, layer.config.bias_dropout_fusion)
-    owner = getattr(layer, "self_attn_bda", None)
-    weights = list(owner.parameters()) if isinstance(owner, torch.nn.Module) else []
+    """From the output of attention and the stream to the next stream and its norm (their sum).
+
+    HELM computes the two at once.
+    """
+    join = layer.self_attn_bda(True, layer.config.bias_dropout_fusion)
+    norm = layer.pre_mlp_layernorm
+
+    def function(f_with_bias: tuple, x: Tensor, dropout: float) -> Tensor:
+        out = join(f_with_bias, x, dropout)
+        return norm(out) + out
+
+    owners = [norm, getattr(layer, "self_attn_bda", None)]
+    weights = [p for m in owners if isinstance(m, torch.nn.Module) for p in m.parameters()]
     return Leaf(function, ((torch.randn_like(x), None), x, 0.0), {}, weights)
 
 

@@ -1,12 +1,8 @@
 """Fused forms of the hot functions, each with its plain twin in `geometry`, `layers` or `moe`.
 
 `norm2` (the squared norm that times are taken of), `time_term` (time weight and bias after a
-matrix product), `gated` (the same with SwiGLU) and `residual`, beside those of attention and of
-the mixture of experts. Each is an autograd function that saves its inputs and no products of them.
-CUDA tensors go to Triton where it works (`triton_*`, imported on first use), all others to
-hand-ordered torch.
-
-The residual and the norm that follows it are two functions: Megatron calls them from different
-modules, across the border of recomputed layers, and joining them would save one pass of the stream
-in five. The norm's own kernel is torch's.
+matrix product), `gated` (the same with SwiGLU), `residual` and `residual_norm` (with the norm that
+reads it, in one pass), beside those of attention and of the mixture of experts. Each is an autograd
+function that saves its inputs and no products of them. CUDA tensors go to Triton where it works
+(`triton_*`, imported on first use), all others to hand-ordered torch.
 """

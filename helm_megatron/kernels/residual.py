@@ -24,10 +24,15 @@ def residual(
     The twin itself computes what is rare: curvatures that are tensors, weights by token.
     """
     c_x = c if c_x is None else c_x
-    tensors = isinstance(c, Tensor) or isinstance(c_x, Tensor)
-    if tensors or weight.numel() > 1 or x.dtype != f.dtype:
+    if is_rare(x, f, weight, c, c_x):
         return lorentz.residual(x, f, weight, scale, c, EPS, c_x)
     return _Residual.apply(x, f, weight, scale, c, c_x)
+
+
+def is_rare(x: Tensor, f: Tensor, weight: Tensor, c: Scalar, c_x: Scalar) -> bool:
+    """Whether only the twin computes this: curvature tensors, weights by token, mixed types."""
+    tensors = isinstance(c, Tensor) or isinstance(c_x, Tensor)
+    return tensors or weight.numel() > 1 or x.dtype != f.dtype
 
 
 class _Residual(torch.autograd.Function):
@@ -43,10 +48,10 @@ class _Residual(torch.autograd.Function):
     ) -> Tensor:
         ctx.curvatures = c, c_x
         if backend.uses_triton(x):
-            forward = backend.kernels("residual").forward
-            out, *tokens = forward(x, f, weight, scale, c, c_x, EPS)
+            function = backend.kernels("residual").forward
+            out, *tokens = function(x, f, weight, scale, c, c_x, EPS)
         else:
-            out, *tokens = _forward(x, f, weight, scale, c, c_x)
+            out, *tokens = forward(x, f, weight, scale, c, c_x)
         learned = isinstance(scale, Tensor)
         ctx.scale = None if learned else scale
         ctx.save_for_backward(x, f, weight, scale if learned else None, *tokens)
@@ -56,16 +61,25 @@ class _Residual(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple:
         x, f, weight, scale, *tokens = ctx.saved_tensors
         inputs = grad, x, f, weight, ctx.scale if scale is None else scale
-        if backend.uses_triton(x):
-            backward = backend.kernels("residual").backward
-            gradients = backward(*inputs, *tokens, *ctx.curvatures, EPS)
-        else:
-            gradients = _backward(*inputs, *tokens, *ctx.curvatures)
-        by_x, by_f, by_weight, by_log_scale = gradients
-        by_scale = None
-        if scale is not None:
-            by_scale = (by_log_scale / scale).view_as(scale).to(scale.dtype)
-        return by_x, by_f, by_weight.view_as(weight).to(weight.dtype), by_scale, None, None
+        by_x, by_f, *sums = gradients(*inputs, *tokens, *ctx.curvatures)
+        return by_x, by_f, *of_parameters(weight, scale, *sums), None, None
+
+
+def gradients(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    """Gradients of x, f, the weight and the scale's logarithm; arguments of `backward`."""
+    if backend.uses_triton(x):
+        return backend.kernels("residual").backward(grad, x, *rest, EPS)
+    return backward(grad, x, *rest)
+
+
+def of_parameters(
+    weight: Tensor, scale: Tensor | None, by_weight: Tensor, by_log_scale: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of the weight and of a learned scale, as theirs."""
+    by_weight = by_weight.view_as(weight).to(weight.dtype)
+    if scale is None:
+        return by_weight, None
+    return by_weight, (by_log_scale / scale).view_as(scale).to(scale.dtype)
 
 
 def factors(
@@ -76,9 +90,10 @@ def factors(
     return n, n.abs().clamp_min(EPS).rsqrt() * (scale * c**0.5)
 
 
-def _forward(
+def forward(
     x: Tensor, f: Tensor, weight: Tensor, scale: Scalar, c: float, c_x: float
 ) -> tuple[Tensor, ...]:
+    """out `[.., d]`, and of every token both times and <x,f>, `[.., 1]`."""
     wide_x, wide_f = at_least_fp32(x), at_least_fp32(f)
     w = weight.to(wide_x.dtype)
     x_t = norm(wide_x).square_().add_(c_x).sqrt_()
@@ -89,7 +104,7 @@ def _forward(
     return out.to(x.dtype), x_t, f_t, inner
 
 
-def _backward(
+def backward(
     grad: Tensor,
     x: Tensor,
     f: Tensor,

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 
 from helm_megatron.config import ambient_residual_scale
 from helm_megatron.geometry import lorentz
 from helm_megatron.kernels.residual import residual
+from helm_megatron.kernels.residual_norm import residual_norm
+from helm_megatron.layers.norm import RMSNorm
 from helm_megatron.layers.parallel import replicated_parameter
 
 
@@ -32,6 +38,9 @@ class LorentzResidual(MegatronModule):
         super().__init__(config)
         # Of x, where it is not the hidden one: that of the embeddings in the first residual.
         self.input_curvature: float | None = None
+        # The norm that reads the result, if it is to be computed with it; in a tuple, so that it
+        # stays its owner's module and not this one's too.
+        self.norm_after: tuple[RMSNorm, ...] = ()
         self.scale = ambient_residual_scale(config) if scale is None else scale
         self.weight = replicated_parameter(config, 1, 1.0)
         learned = config.helm.learn_residual_scale if learn_scale is None else learn_scale
@@ -42,7 +51,11 @@ class LorentzResidual(MegatronModule):
         scale: lorentz.Scalar = self.scale
         if self.log_scale is not None:
             scale = lorentz.at_least_fp32(self.log_scale).exp()
-        return residual(x, f, self.weight, scale, self.config.helm.curvature, self.input_curvature)
+        curvatures = self.config.helm.curvature, self.input_curvature
+        if not self.norm_after:
+            return residual(x, f, self.weight, scale, *curvatures)
+        [norm] = self.norm_after
+        return norm(lambda w, eps: residual_norm(x, f, self.weight, scale, w, eps, *curvatures))
 
     def forward(self, training: bool, fused: bool) -> Callable[..., Tensor]:
         """Megatron's protocol: returns the function of ((f, bias), x, dropout probability)."""
@@ -58,4 +71,25 @@ class LorentzResidual(MegatronModule):
         f, bias = f_with_bias
         if bias is not None:
             f = f + bias
-        return self.combine(x, F.dropout(f, dropout, training))
+        # Megatron enables gradients here, also where they are off: the weights would keep a graph
+        # of the whole stream. (In training what is before may be frozen.)
+        with torch.set_grad_enabled(training or f.requires_grad):
+            return self.combine(x, F.dropout(f, dropout, training))
+
+
+def join_norms(layers: Sequence[Any]) -> None:
+    """Let the residuals of a stage's Megatron layers compute the norms that read their results.
+
+    Those are our own RMSNorm, within a layer and in the next one, where both layers are of the same
+    curvature throughout: else the stream is rescaled between them. The last one's is no RMSNorm.
+    """
+    for layer in layers:
+        _join(layer.self_attn_bda, layer.pre_mlp_layernorm)
+    for layer, after in itertools.pairwise(layers):
+        if type(layer) is type(after) is TransformerLayer:
+            _join(layer.mlp_bda, after.input_layernorm)
+
+
+def _join(residual: Any, norm: Any) -> None:
+    if isinstance(norm, RMSNorm):
+        residual.norm_after = (norm,)

@@ -88,14 +88,17 @@ def probe(args: Namespace) -> dict[str, Part]:
     vars(args).update(_ONE_STAGE, world_size=world_size(args))
     pattern = moe_pattern(config_from_args(args))
     kinds = [name for name, moe in (("dense", False), ("moe", True)) if moe in pattern]
-    args.num_layers = len(kinds)
+    # Each layer stands between others: it is given its first norm, and computes the next one's.
+    layers = [kinds[0], *kinds, kinds[-1]]
+    args.num_layers = len(layers)
     if "moe" in kinds:
-        args.moe_layer_freq = [int(kind == "moe") for kind in kinds]
+        args.moe_layer_freq = [int(kind == "moe") for kind in layers]
     with process_groups(args), FakeTensorMode(allow_non_fake_inputs=True), _without_data():
         model = _model(args)
         trace = _run(args, model, kinds)
         parameters = {name: _shards(modules) for name, modules in _modules(model, kinds).items()}
-    return {name: _part(trace, name, shards) for name, shards in parameters.items()}
+    names = "embedding", *kinds, "head"
+    return {name: _part(trace, name, parameters[name]) for name in names}
 
 
 def _model(args: Namespace) -> Any:
@@ -108,7 +111,8 @@ def _model(args: Namespace) -> Any:
 
 
 def _modules(model: Any, kinds: list[str]) -> dict[str, list[torch.nn.Module]]:
-    layers = dict(zip(kinds, ([layer] for layer in model.decoder.layers), strict=True))
+    names = "before", *kinds, "after"
+    layers = dict(zip(names, ([layer] for layer in model.decoder.layers), strict=True))
     head = [model.decoder.final_layernorm, model.output_layer]
     return {"embedding": [model.embedding], **layers, "head": head}
 

@@ -6,7 +6,7 @@ import torch
 
 from helm_megatron.geometry import lorentz, tails
 from helm_megatron.geometry.mixture import mixture as plain_mixture
-from helm_megatron.kernels import gated, mixture, norm2, residual, time_term
+from helm_megatron.kernels import gated, mixture, norm2, residual, residual_norm, time_term
 
 TOKENS = (13, 3)
 
@@ -74,6 +74,37 @@ def residuals():
     }
 
 
+def residual_norms():
+    """Both outputs, or only one; the norm's eps is large enough to be seen."""
+    shapes = {"norm_weight": 37, "x": (*TOKENS, 37), "f": (*TOKENS, 37), "weight": 1}
+
+    def case(arguments, part=slice(None), **more):
+        """`arguments` makes those of the residual of all tensors but the norm's weight."""
+
+        def fused(norm_weight, *tensors):
+            *first, c, c_x = arguments(*tensors)
+            return residual_norm.residual_norm(*first, norm_weight, 0.1, c, c_x)[part]
+
+        def twin(norm_weight, *tensors):
+            *first, c, c_x = arguments(*tensors)
+            out = lorentz.residual(*first, c, c_x=c_x)
+            return (out, lorentz.rms_norm(out, norm_weight, 0.1))[part]
+
+        return Case(fused, twin, shapes | more)
+
+    def fixed(x, f, w):
+        return x, f, w, 3.1, 1.3, None
+
+    return {
+        "": case(fixed),
+        "_learned_scale": case(lambda x, f, w, a: (x, f, w, a, 0.4, None), scale=1),
+        "_other_curvature": case(lambda x, f, w: (x, f, w, 3.1, 1.3, 0.6)),
+        "_curvature_tensor": case(lambda x, f, w, c: (x, f, w, 3.1, c, None), curvature=1),
+        "_without_norm": case(fixed, part=0),
+        "_norm_alone": case(fixed, part=1),
+    }
+
+
 def times():
     x = {"x": (*TOKENS, 301)}
     return {
@@ -104,6 +135,7 @@ CASES = {
         "time_term": tail(time_term.add_time_term, tails.add_time_term, 301),
         "gated": tail(gated.gated, tails.gated, 2 * 257),
         "residual": residuals(),
+        "residual_norm": residual_norms(),
         "time": times(),
         "mixture": mixtures(),
     }.items()

@@ -62,7 +62,8 @@ def launched(monkeypatch):
     "name",
     [
         *("time", "time_term", "gated", "residual", "residual_learned_scale"),
-        *("mixture", "mixture_unshared"),
+        *("residual_norm", "residual_norm_learned_scale", "residual_norm_norm_alone"),
+        *("residual_norm_without_norm", "mixture", "mixture_unshared"),
     ],
 )
 def test_kernels_compile_for_an_nvidia_gpu(name, launched):

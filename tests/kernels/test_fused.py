@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from helm_megatron.kernels import backend, gated, norm2, residual, time_term
+from helm_megatron.kernels import backend, gated, norm2, residual, residual_norm, time_term
 from tests.kernels.cases import CASES
 
 # Relative root-mean-square error allowed: a multiple of the twin's own, and a floor.
@@ -34,13 +34,16 @@ def device(request, monkeypatch):
 
 
 def results(function, inputs, seed=1):
-    """Output and gradients, for a random gradient of the output."""
+    """Outputs, and gradients of the inputs used, for random gradients of the outputs."""
     leaves = [x.detach().requires_grad_() for x in inputs]
-    out = function(*leaves)
+    outs = function(*leaves)
+    outs = outs if isinstance(outs, tuple) else (outs,)
     generator = torch.Generator().manual_seed(seed)
-    grad = torch.randn(out.shape, generator=generator, dtype=torch.float64)
-    out.backward(grad.to(torch.bfloat16).to(out))
-    return [out.detach(), *(x.grad for x in leaves)]
+    grads = [torch.randn(o.shape, generator=generator, dtype=torch.float64) for o in outs]
+    grads = [g.to(torch.bfloat16).to(o) for g, o in zip(grads, outs, strict=True)]
+    torch.autograd.backward(outs, grads)
+    gradients = [x.grad for x in leaves if x.grad is not None]
+    return [*(o.detach() for o in outs), *gradients]
 
 
 def error(got, exact):
@@ -75,6 +78,20 @@ def test_residual_is_clamped_as_in_its_twin(device):
         torch.testing.assert_close(got, plain, rtol=1e-5, atol=1e-3)
 
 
+def test_programs_with_several_tokens(device, monkeypatch):
+    """39 tokens are eight for each of five programs, but for the last."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr("helm_megatron.kernels.triton_residual_norm.MAX_PROGRAMS", 5)
+    test_as_exact_as_the_twin("residual_norm", torch.float32, device)
+
+
+def test_a_joined_norm_is_no_view(device):
+    """Megatron puts a view into a new tensor, which the norm that came with it does not follow."""
+    case = CASES["residual_norm"]
+    out, normed = case.fused(*case.inputs(torch.float32, device))
+    assert not out._is_view() and out.grad_fn is normed.grad_fn
+
+
 @pytest.mark.parametrize("shape", [(0, 3), (1, 1)])
 def test_no_tokens_and_one(shape, device):
     x = torch.randn(*shape, 6, device=device, requires_grad=True)
@@ -82,6 +99,7 @@ def test_no_tokens_and_one(shape, device):
     one = torch.ones(1, device=device, requires_grad=True)
     t = norm2.time(x, 1.0)
     out = residual.residual(time_term.add_time_term(x * 1, t, w, w), x, one, 2.0, 1.0)
+    out = sum(residual_norm.residual_norm(out, x, one, 2.0, w, 0.1, 1.0))
     gated.gated(out * 1, t, w, None).sum().backward()
     assert x.grad.shape == x.shape and w.grad.isfinite().all() and one.grad.isfinite().all()
 

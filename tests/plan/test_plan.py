@@ -60,8 +60,9 @@ def test_activations(pool, model, geometry):
     flags = [*MODELS[model], "--geometry", geometry]
     [plan] = pool.run(1, "planned", flags, 1)
     [saved] = pool.run(1, "saved", flags)
-    # A layer's output is counted with it also where only the next layer's copy of it is kept.
-    assert saved <= plan["saved"] <= 1.07 * saved
+    # The plan's layers are all alike; of these four, the first computes its first norm by itself
+    # and the last no next one.
+    assert plan["saved"] == pytest.approx(saved, rel=0.03)
 
 
 @pytest.mark.slow
