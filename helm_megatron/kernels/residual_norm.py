@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from helm_megatron.geometry import lorentz
-from helm_megatron.geometry.lorentz import Scalar, at_least_fp32
-from helm_megatron.kernels import backend, residual
-from helm_megatron.kernels.norm2 import norm
+from helm_megatron.geometry.lorentz import Scalar
+from helm_megatron.kernels import backend, residual, rms_norm
 
 
 def residual_norm(
@@ -62,7 +61,7 @@ class _ResidualNorm(torch.autograd.Function):
             out, normed, *tokens = forward(*inputs, norm_weight, norm_eps, residual.EPS)
         else:
             out, *tokens = residual.forward(*inputs)
-            normed, rstd = _norm(out, norm_weight, norm_eps)
+            normed, rstd = rms_norm.forward(out, norm_weight, norm_eps)
             kept = out
             tokens.append(rstd)
         learned = isinstance(scale, Tensor)
@@ -101,27 +100,5 @@ def _gradients(
     if backend.uses_triton(by_out):
         backward = backend.kernels("residual_norm").backward
         return backward(by_out, *inputs, by_normed, norm_weight, rstd, residual.EPS)
-    total, by_norm_weight = _norm_backward(by_out, by_normed, out, norm_weight, rstd)
+    total, by_norm_weight = rms_norm.backward(by_normed, out, norm_weight, rstd, by_out)
     return *residual.backward(total, *inputs), by_norm_weight
-
-
-def _norm(out: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The norm of out, and of every token 1 / its root mean square."""
-    o = at_least_fp32(out)
-    rstd = norm(o).square_().div_(o.shape[-1]).add_(eps).rsqrt_()
-    return (o * rstd).mul_(weight).to(out.dtype), rstd
-
-
-def _norm_backward(
-    by_out: Tensor, by_normed: Tensor, out: Tensor, weight: Tensor, rstd: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The gradient of out by both ways, in at least fp32, and that of the norm's weight."""
-    g, o = at_least_fp32(by_normed), at_least_fp32(out)
-    w = weight.to(g.dtype)
-    products = g * o
-    inner = torch.matmul(products, w).unsqueeze(-1)
-    by_weight = torch.mv(products.flatten(0, -2).t(), rstd.flatten())
-    through_mean = inner * rstd**3 / -o.shape[-1]
-    scaled = torch.mul(g, rstd, out=products)
-    total = torch.addcmul(at_least_fp32(by_out), o, through_mean).addcmul_(scaled, w)
-    return total, by_weight

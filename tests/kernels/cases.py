@@ -6,7 +6,15 @@ import torch
 
 from helm_megatron.geometry import lorentz, tails
 from helm_megatron.geometry.mixture import mixture as plain_mixture
-from helm_megatron.kernels import gated, mixture, norm2, residual, residual_norm, time_term
+from helm_megatron.kernels import (
+    gated,
+    mixture,
+    norm2,
+    residual,
+    residual_norm,
+    rms_norm,
+    time_term,
+)
 
 TOKENS = (13, 3)
 
@@ -113,6 +121,16 @@ def times():
     }
 
 
+def norms():
+    return {
+        "": Case(
+            lambda x, w: rms_norm.rms_norm(x, w, 0.1),
+            lambda x, w: lorentz.rms_norm(x, w, 0.1),
+            {"x": (*TOKENS, 37), "weight": 37},
+        )
+    }
+
+
 def mixtures():
     """Rows in any order; the twin takes their shared points or none."""
     slots = torch.randperm(39, generator=torch.Generator().manual_seed(2)).view(13, 3)
@@ -135,6 +153,7 @@ CASES = {
         "time_term": tail(time_term.add_time_term, tails.add_time_term, 301),
         "gated": tail(gated.gated, tails.gated, 2 * 257),
         "residual": residuals(),
+        "rms_norm": norms(),
         "residual_norm": residual_norms(),
         "time": times(),
         "mixture": mixtures(),

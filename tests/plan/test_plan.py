@@ -61,8 +61,8 @@ def test_activations(pool, model, geometry):
     [plan] = pool.run(1, "planned", flags, 1)
     [saved] = pool.run(1, "saved", flags)
     # The plan's layers are all alike; of these four, the first computes its first norm by itself
-    # and the last no next one.
-    assert plan["saved"] == pytest.approx(saved, rel=0.03)
+    # and the last no next one. Rotary tables count with every sequence.
+    assert 0.97 <= plan["saved"] / saved <= 1.05
 
 
 @pytest.mark.slow
