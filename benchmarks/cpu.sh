@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The tables of docs/performance.md that a CPU can give: with two threads about ten minutes.
+# The tables of docs/performance.md that a CPU can give: with two threads about a quarter of an hour.
 # Markdown on standard output, JSON in $OUTPUT (default: runs/benchmarks).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -26,4 +26,6 @@ bench leaves-helm-d leaves.py --shape helm-d-6x384 "${step[@]}" --vocab-size 819
 bench leaves-mice leaves.py --shape mice-120m "${step[@]}" --vocab-size 8192 --steps 11
 bench sequence scaling.py sequence --dtype fp32 --threads "$THREADS" --steps 3 --warm-up 1
 bench experts scaling.py experts --dtype fp32 --threads "$THREADS" --steps 5 --warm-up 1
-OMP_NUM_THREADS=1 bench bytes scaling.py bytes --dtype bf16
+bench attention attention.py --threads "$THREADS"
+bench decode decode.py --threads "$THREADS"
+OMP_NUM_THREADS=1 bench bytes scaling.py bytes --dtype bf16 --num-layers 6
