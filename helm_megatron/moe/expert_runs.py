@@ -159,7 +159,7 @@ def _run_backward(
     dh = _product(grad, expert.weight2, 1 / s)
     d_inner_time = _times(grad, expert.time_weight2).div_(s)
     d_bias2 = grad.sum(0, dtype=time.dtype) / s
-    d_weight2 = _product(grad.t(), h, 1 / s)
+    d_weight2 = _weight_gradient(expert.weight2, grad.t(), h, 1 / s)
     d_time_weight2 = _times(grad.t(), inner_time / s).view(-1)
     # By 1/s: of the share of W2 h that this rank has, and of the terms that all ranks have.
     by_s_in, by_s_out = _dot(dh, h) / -s, _dot(d_inner_time, inner_time) / -s
@@ -181,7 +181,7 @@ def _run_backward(
         by_s_in * by_c,
         by_s_out * by_c + d_square.sum(),
         Expert(
-            weight1=_product(da.t(), x, s),
+            weight1=_weight_gradient(expert.weight1, da.t(), x, s),
             time_weight1=_like(_times(da.t(), time * s).view(-1), expert.time_weight1),
             bias1=None
             if expert.bias1 is None
@@ -212,6 +212,20 @@ def _product(a: Tensor, b: Tensor, factor: float) -> Tensor:
     """factor * a @ b, in one pass."""
     out = a.new_empty(a.shape[0], b.shape[1])
     return torch.addmm(out, a, b, beta=0, alpha=factor, out=out)
+
+
+def _weight_gradient(weight: Any, a: Tensor, b: Tensor, factor: float) -> Tensor | None:
+    """factor * a @ b, or None if that has been added to Megatron's gradient buffer.
+
+    Else autograd would hold the gradients of all experts before it adds the first of them.
+    """
+    buffer = getattr(weight, "main_grad", None)
+    if buffer is None or buffer.dtype != a.dtype or not hasattr(weight, "grad_added_to_main_grad"):
+        return _product(a, b, factor)
+    buffer.addmm_(a, b, alpha=factor)
+    # Megatron's hook wants to see some gradient; that it is in the buffer the flag says.
+    weight.grad_added_to_main_grad, weight.grad = True, weight.detach()
+    return None
 
 
 def _times(matrix: Tensor, vector: Tensor) -> Tensor:
