@@ -18,6 +18,8 @@ _UNSUPPORTED = {
     "activation_func_clamp_value": (None, "HELM's activation is not clamped"),
     "add_qkv_bias": (False, "Lorentz linears bring their own bias"),
     "mtp_num_layers": (None, "HELM has no multi-token prediction"),
+    "use_megatron_fsdp": (False, "not run with HELM; take --use-distributed-optimizer"),
+    "use_torch_fsdp2": (False, "not run with HELM; take --use-distributed-optimizer"),
     "window_size": (None, "HELM's attention has no window"),
     "softmax_type": ("vanilla", "HELM's attention has the plain softmax"),
     "attention_output_gate": (False, "HELM's heads have no gate"),
@@ -230,8 +232,6 @@ _NOT_WITH_POINTS = {
     "use_precision_aware_optimizer": False,
     "optimizer_cpu_offload": False,
     "optimizer_cuda_graph": False,
-    "use_megatron_fsdp": False,
-    "use_torch_fsdp2": False,
 }
 
 

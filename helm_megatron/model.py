@@ -24,7 +24,7 @@ class HELMModel(GPTModel):
     def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         self._join_embedding()
-        join_norms(self.decoder.layers)
+        join_norms(config, self.decoder.layers)
         if self.post_process:
             self.output_layer: Any = lorentz_output_layer(self.output_layer, config)
 

@@ -1,4 +1,4 @@
-"""RMSNorm with a backward of its own for CPUs, where torch's is slow and keeps more."""
+"""RMSNorm with a backward of its own: on CPUs torch's is slow, and keeps more."""
 
 from __future__ import annotations
 

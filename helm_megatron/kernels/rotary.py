@@ -16,11 +16,12 @@ from helm_megatron.kernels import backend
 Tables = tuple[Tensor, Tensor]
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=2)
 def tables(angles: Tensor, scale: float) -> Tables:
     """Of Megatron's `rotary_pos_emb` `[s, 1, 1, width]`, in at least fp32, times scale (YaRN's).
 
-    Megatron hands the same tensor to every layer and step, so this is computed once.
+    Megatron hands the same tensor to every layer and step, so this is computed once; but anew in
+    each layer that is recomputed, which gets another tensor.
     """
     with torch.inference_mode(False), torch.no_grad():
         wide = at_least_fp32(angles)

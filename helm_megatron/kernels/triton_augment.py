@@ -180,12 +180,14 @@ def lifted(
     rotary: Tables | None,
 ) -> Tensor:
     """x `[s, (b,) heads, d]`, turned, times 2 / tau, with the lanes of its time."""
+    if rotary is not None and len(rotary[0]) != len(x):
+        raise ValueError(f"angles of {len(rotary[0])} tokens for heads of {len(x)}")
     x = x if x.stride(-1) == 1 else x.contiguous()
     out = x.new_empty(*x.shape[:-1], width)
     count = out.numel() // width
     lift_kernel[_grid(count)](
         x, out, tau, shift, *(rotary or (None, None)), c, count, *_layout(x), D=x.shape[-1],
-        SIGN=sign, LANES=lanes, LOW=low, SCALED=tau is not None, TURNED=_turned(rotary),
+        SIGN=sign, LANES=lanes, LOW=low, SCALED=tau is not None, TURNED=_turned_width(rotary),
         **_options(width, shift),
     )  # fmt: skip
     return out
@@ -215,7 +217,7 @@ def lifted_backward(
     parts = None if tau is None else out.new_empty(count, dtype=torch.float32)
     lift_backward_kernel[_grid(count)](
         out, grad, tau, shift, *(rotary or (None, None)), dx, parts, count, *_layout(grad), D=d,
-        SIGN=sign, LANES=lanes, LOW=low, SCALED=tau is not None, TURNED=_turned(rotary),
+        SIGN=sign, LANES=lanes, LOW=low, SCALED=tau is not None, TURNED=_turned_width(rotary),
         **_options(width, shift),
     )  # fmt: skip
     if tau is None or parts is None:
@@ -264,5 +266,5 @@ def _options(width: int, shift: Tensor | None) -> dict[str, int | bool]:
     return dict(WIDTH=width, BLOCK=block, ROWS=_ROWS, SHIFTED=shift is not None)
 
 
-def _turned(rotary: Tables | None) -> int:
+def _turned_width(rotary: Tables | None) -> int:
     return 0 if rotary is None else rotary[0].shape[-1]

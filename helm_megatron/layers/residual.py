@@ -77,14 +77,22 @@ class LorentzResidual(MegatronModule):
             return self.combine(x, F.dropout(f, dropout, training))
 
 
-def join_norms(layers: Sequence[Any]) -> None:
+def join_norms(config: TransformerConfig, layers: Sequence[Any]) -> None:
     """Let the residuals of a stage's Megatron layers compute the norms that read their results.
 
     Those are our own RMSNorm, within a layer and in the next one, where both layers are of the same
     curvature throughout: else the stream is rescaled between them. The last one's is no RMSNorm.
+
+    A residual and its norm must be recomputed together. Else the norm is computed anew after all,
+    and its weight gets a gradient twice, the first one None, which Megatron's overlapped reduction
+    of gradients refuses.
     """
+    if config.recompute_granularity == "selective" and "layernorm" in config.recompute_modules:
+        return
     for layer in layers:
         _join(layer.self_attn_bda, layer.pre_mlp_layernorm)
+    if config.recompute_granularity == "full":
+        return
     for layer, after in itertools.pairwise(layers):
         if type(layer) is type(after) is TransformerLayer:
             _join(layer.mlp_bda, after.input_layernorm)

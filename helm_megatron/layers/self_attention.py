@@ -38,5 +38,6 @@ class LorentzSelfAttention(SelfAttention):
             and kwargs.get("packed_seq_params") is None
             and not config.rotary_interleaved
             and not config.no_rope_freq
+            and not config.fused_single_qkv_rope
             and not (self.checkpoint_core_attention and self.training)
         )

@@ -215,16 +215,19 @@ def _product(a: Tensor, b: Tensor, factor: float) -> Tensor:
 
 
 def _weight_gradient(weight: Any, a: Tensor, b: Tensor, factor: float) -> Tensor | None:
-    """factor * a @ b, or None if that has been added to Megatron's gradient buffer.
+    """factor * a @ b, or on CPUs None if that has been added to Megatron's buffer of its dtype.
 
-    Else autograd would hold the gradients of all experts before it adds the first of them.
+    Else autograd would hold the gradients of all experts before it adds the first of them. On a GPU
+    the buffer's flag, once set, would hide what `expert_groups` finds in later micro-batches.
     """
     buffer = getattr(weight, "main_grad", None)
-    if buffer is None or buffer.dtype != a.dtype or not hasattr(weight, "grad_added_to_main_grad"):
+    marked = hasattr(weight, "grad_added_to_main_grad")
+    if buffer is None or not marked or buffer.dtype != a.dtype or a.device.type != "cpu":
         return _product(a, b, factor)
     buffer.addmm_(a, b, alpha=factor)
-    # Megatron's hook wants to see some gradient; that it is in the buffer the flag says.
-    weight.grad_added_to_main_grad, weight.grad = True, weight.detach()
+    weight.grad_added_to_main_grad = True
+    # Megatron's hook wants to see some gradient, and drops it.
+    weight.grad = weight.new_empty(1, 1).expand_as(weight)
     return None
 
 

@@ -251,11 +251,16 @@ RECOMPUTE_PARTS = Layout(
         "recompute_modules": ["core_attn", "mlp", "moe", "shared_experts"],
     },
 )
+# Recomputed layers must reduce every gradient once, and whole.
+DP2_OVERLAP_RECOMPUTE = replace(
+    DP2_OVERLAP, name="dp2-overlap-recompute-layers", recompute=RECOMPUTE.recompute
+)
 
 CASES = [
     *((HELM_D_LONG, layout) for layout in (TP2_PP2, DP2_OPTIMIZER)),
     *((MICE_LONG, layout) for layout in (TP2_EP2, EP2_OPTIMIZER)),
     *((HELM_D, layout) for layout in (TP2, TP2_SP, PP2, DP2_OPTIMIZER, TP2_PP2, RECOMPUTE)),
+    (HELM_D, DP2_OVERLAP_RECOMPUTE),
     *((HELM_D_TIED, layout) for layout in (TP2_SP, PP2)),
     *((HMLA_DENSE, layout) for layout in (TP2, TP2_SP)),
     *((MICE, layout) for layout in (TP2_SP, DP2, EP2, EP2_ALLGATHER, TP2_ALLGATHER)),
@@ -294,7 +299,7 @@ MODELS = [
 ]
 LAYOUTS = [
     *(TP2, TP2_SP, TP4_SP, PP2, PP4, PP2_VPP2, PP2_UNEVEN, TP2_PP2),
-    *(DP2, DP2_OPTIMIZER, DP2_OVERLAP, RECOMPUTE, RECOMPUTE_PARTS),
+    *(DP2, DP2_OPTIMIZER, DP2_OVERLAP, DP2_OVERLAP_RECOMPUTE, RECOMPUTE, RECOMPUTE_PARTS),
     *(EP2, EP4, EP2_ALLGATHER, EP2_OPTIMIZER, TP2_ALLGATHER, TP2_ETP1, TP2_ETP1_EP2),
     *(TP2_EP2, TP2_EP2_ALLGATHER, PP2_EP2),
     *(CP2, CP4, CP2_TP2, CP2_PP2, CP2_EP2, CP2_DP2_EP2),

@@ -80,14 +80,15 @@ def test_kernels_of_experts_compile_for_an_nvidia_gpu(launched):
 
 
 @without_gpu
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("bounds", [None, torch.zeros(3, dtype=torch.int32)])
-def test_flash_attention_compiles(bounds, launched):
+def test_flash_attention_compiles(bounds, dtype, launched):
     from helm_megatron.kernels.flash_attention import flash_attention
 
     q, k, v = (
-        torch.randn(40, 1, heads, 64, dtype=torch.bfloat16, requires_grad=True)
-        for heads in (2, 1, 1)
+        torch.randn(40, 1, heads, 64, dtype=dtype, requires_grad=True) for heads in (2, 1, 1)
     )
+    flash_attention(q.detach(), k.detach(), v.detach(), torch.ones(1), 1.0, bounds)
     flash_attention(q, k, v, torch.ones(1), 1.0, bounds).sum().backward()
     assert {"forward_kernel", "query_kernel", "key_kernel", "prepare_kernel"} <= {*launched}
 
@@ -95,6 +96,7 @@ def test_flash_attention_compiles(bounds, launched):
 @without_gpu
 def test_augmentation_and_centroid_compile(launched):
     from helm_megatron.kernels.augment import augment, centroid
+    from helm_megatron.kernels.rotary import turned
 
     q, k, v = (torch.randn(5, 2, 4, 6, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
     tau, shift = torch.ones(1, requires_grad=True), torch.zeros(1, 2, 4, 1)
@@ -103,4 +105,5 @@ def test_augmentation_and_centroid_compile(launched):
         sum(out.sum() for out in augment(q, k, v, tau, 1.0, moved, rotary)).backward()
         m = torch.randn(5, 2, 4, 8, dtype=torch.bfloat16, requires_grad=True)
         centroid(m, 6, 1.0, moved, 1e-6).sum().backward()
-    assert len(launched) == 2 * (3 + 3 + 1 + 1)
+    turned(q, (table, table)).sum().backward()
+    assert len(launched) == 2 * (3 + 3 + 1 + 1) + 2

@@ -54,9 +54,9 @@ def mice(dtype=torch.float32, helm=None, **overrides):
     return attach(MLATransformerConfig(**settings | overrides), HelmConfig(**helm))
 
 
-def model(config, vocab_size=96, sequence=32):
+def model(config, vocab_size=96, sequence=32, **arguments):
     """The language model of a config, with rotary positions."""
-    return build_model(config, vocab_size, sequence, position_embedding_type="rope")
+    return build_model(config, vocab_size, sequence, position_embedding_type="rope", **arguments)
 
 
 def perturb(module, seed=0, size=0.1):

@@ -26,11 +26,12 @@ def loss_and_gradients(lm, tokens):
     ],
     ids=lambda options: options.get("recompute_granularity", "none"),
 )
-def test_inside_the_core_or_before(recompute, monkeypatch):
-    """Also where a part of the forward pass is run twice."""
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_inside_the_core_or_before(recompute, share, monkeypatch):
+    """Also where a part of the forward pass is run twice, or some coordinates do not turn."""
     torch.manual_seed(0)
     config = dense(torch.float64, helm={"curvature": 1.3}, qk_layernorm=True, **recompute)
-    lm = perturb(model(config)).train()
+    lm = perturb(model(config, rotary_percent=share)).train()
     tokens = torch.randint(96, (2, 16))
     inside = loss_and_gradients(lm, tokens)
     monkeypatch.setattr(LorentzSelfAttention, "_core_can_rotate", lambda *_: False)
