@@ -14,7 +14,6 @@ cancelling terms already removed; `reference` has the plain ones.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 Scalar = float | Tensor
@@ -90,12 +89,6 @@ def residual(
     inner_ = _dot(x, f) - time(x, c_x) * time(f, c)
     norm2 = c_x + c * weight * weight - 2 * weight * inner_
     return (scale * _normalize(x + weight * f, norm2, c, eps)).to(dtype)
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """LorentzRMSNorm: x `[..., d]` over its root mean square, times weight `[d]`."""
-    wide = at_least_fp32(x)
-    return F.rms_norm(wide, (x.shape[-1],), weight.to(wide.dtype), eps).to(x.dtype)
 
 
 def centroid(x: Tensor, weights: Tensor | None, c: Scalar, eps: float = 1e-8) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from helm_megatron.geometry import lorentz
+from helm_megatron.geometry import lorentz, norm
 from helm_megatron.geometry.lorentz import Scalar
 from helm_megatron.kernels import backend, residual, rms_norm
 
@@ -22,14 +22,14 @@ def residual_norm(
     c: Scalar,
     c_x: Scalar | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`geometry.lorentz.residual` of x and f `[.., d]`, and `geometry.lorentz.rms_norm` of it.
+    """`geometry.lorentz.residual` of x and f `[.., d]`, and `geometry.norm.rms_norm` of it.
 
     As with `residual` the twins themselves compute what is rare.
     """
     c_x = c if c_x is None else c_x
     if residual.is_rare(x, f, weight, c, c_x):
         out = lorentz.residual(x, f, weight, scale, c, residual.EPS, c_x)
-        return out, lorentz.rms_norm(out, norm_weight, norm_eps)
+        return out, norm.rms_norm(out, norm_weight, norm_eps)
     return _ResidualNorm.apply(x, f, weight, scale, norm_weight, norm_eps, c, c_x)
 
 

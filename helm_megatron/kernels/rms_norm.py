@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from helm_megatron.geometry import lorentz
+from helm_megatron.geometry import norm as plain
 from helm_megatron.geometry.lorentz import at_least_fp32
 from helm_megatron.kernels.norm2 import norm
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`geometry.lorentz.rms_norm` of x `[.., d]`; elsewhere than on CPUs that itself."""
+    """`geometry.norm.rms_norm` of x `[.., d]`; elsewhere than on CPUs that itself."""
     if x.device.type != "cpu":
-        return lorentz.rms_norm(x, weight, eps)
+        return plain.rms_norm(x, weight, eps)
     return _RMSNorm.apply(x, weight, eps)
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from helm_megatron.geometry import lorentz, tails
+from helm_megatron.geometry import lorentz, norm, tails
 from helm_megatron.geometry.mixture import mixture as plain_mixture
 from helm_megatron.kernels import (
     gated,
@@ -96,7 +96,7 @@ def residual_norms():
         def twin(norm_weight, *tensors):
             *first, c, c_x = arguments(*tensors)
             out = lorentz.residual(*first, c, c_x=c_x)
-            return (out, lorentz.rms_norm(out, norm_weight, 0.1))[part]
+            return (out, norm.rms_norm(out, norm_weight, 0.1))[part]
 
         return Case(fused, twin, shapes | more)
 
@@ -125,7 +125,7 @@ def norms():
     return {
         "": Case(
             lambda x, w: rms_norm.rms_norm(x, w, 0.1),
-            lambda x, w: lorentz.rms_norm(x, w, 0.1),
+            lambda x, w: norm.rms_norm(x, w, 0.1),
             {"x": (*TOKENS, 37), "weight": 37},
         )
     }
