@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The tables of docs/performance.md that a CPU can give: with two threads about a quarter of an hour.
+# The tables of docs/performance.md that a CPU can give: with two threads about twelve minutes.
 # Markdown on standard output, JSON in $OUTPUT (default: runs/benchmarks).
 set -euo pipefail
 cd "$(dirname "$0")/.."

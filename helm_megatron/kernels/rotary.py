@@ -54,29 +54,17 @@ def _turned(x: Tensor, rotary: Tables) -> Tensor:
 
 def rotate(x: Tensor, rotary: Tables, factor: Scalar, out: Tensor) -> Tensor:
     """Fill out with the turned x, both `[s, b, heads, d]` in at least fp32, times factor."""
-    (cos_1, cos_2), (sin_1, sin_2) = (_halves(table * factor) for table in rotary)
-    (x_1, x_2), (out_1, out_2) = (_halves(y[..., : _width(rotary)]) for y in (x, out))
+    width = rotary[0].shape[-1]
+    (cos_1, cos_2), (sin_1, sin_2) = ((table * factor).chunk(2, dim=-1) for table in rotary)
+    (x_1, x_2), (out_1, out_2) = (y[..., :width].chunk(2, dim=-1) for y in (x, out))
     torch.mul(x_1, cos_1, out=out_1).addcmul_(x_2, sin_1, value=-1)
     torch.mul(x_2, cos_2, out=out_2).addcmul_(x_1, sin_2)
-    return _rest(x, rotary, factor, out)
+    if width < x.shape[-1]:
+        torch.mul(x[..., width:], factor, out=out[..., width:])
+    return out
 
 
 def transposed(rotary: Tables) -> Tables:
     """Tables of the transposed map, which takes gradients back."""
     cos, sin = rotary
     return cos, -sin.roll(sin.shape[-1] // 2, dims=-1)
-
-
-def _rest(x: Tensor, rotary: Tables, factor: Scalar, out: Tensor) -> Tensor:
-    width = _width(rotary)
-    if width < x.shape[-1]:
-        torch.mul(x[..., width:], factor, out=out[..., width:])
-    return out
-
-
-def _width(rotary: Tables) -> int:
-    return rotary[0].shape[-1]
-
-
-def _halves(x: Tensor) -> tuple[Tensor, ...]:
-    return x.chunk(2, dim=-1)
