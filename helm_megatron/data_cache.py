@@ -14,10 +14,10 @@ from megatron.training.global_vars import set_global_variables
 from megatron.training.training import get_train_valid_test_num_samples, update_train_iters
 
 from helm_megatron.checks import ArgumentError, check_args
-from helm_megatron.data.batch import dataset_config
 from helm_megatron.data.errors import DataError
-from helm_megatron.data.fit import check_fit
 from helm_megatron.data.partial import full_disk
+from helm_megatron.data.training.batch import dataset_config
+from helm_megatron.data.training.fit import check_fit
 from helm_megatron.pretrain import add_args
 
 

@@ -32,9 +32,12 @@ MAY_IMPORT = {
     },
     "cli": {"checks", "doctor", "plan"},
     "verify": {"arguments", "builder", "checks", "model", "moe", "optim", "platform", "pretrain"},
-    "hf": {"analysis", "arguments", "builder", "checkpoint", "data", "pretrain", "specs"},
-    "node_checks": set(),
-    "preflight": {"node_checks"},
+    "hf": set(),
+    "conversion": {
+        *("analysis", "arguments", "builder", "checkpoint", "config", "data", "geometry", "hf"),
+        *("pretrain", "specs"),
+    },
+    "cluster": set(),
     "doctor": set(),
 }
 

@@ -23,12 +23,12 @@ from transformers import AutoTokenizer
 from helm_megatron.analysis import activations, figures, tokens
 from helm_megatron.analysis.page import page
 from helm_megatron.analysis.words import WordsError, points_of, read_words
+from helm_megatron.conversion.text import SAMPLE
 from helm_megatron.data.entropy import token_counts
 from helm_megatron.data.errors import DataError
 from helm_megatron.evaluation.errors import EvaluationError
 from helm_megatron.evaluation.model import hf_folder
 from helm_megatron.hf.modeling_helm import HelmForCausalLM
-from helm_megatron.hf.text import SAMPLE
 
 CONVERTER = Path(__file__).parent / "checkpoint" / "convert.py"
 

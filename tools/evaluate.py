@@ -136,7 +136,7 @@ def evaluate(args: argparse.Namespace) -> str:
 
 def update_card(folder: Path, results: Path) -> None:
     """Put lm-eval's results into the model card of an exported folder."""
-    from helm_megatron.hf.card import set_evaluation  # it imports torch, seconds
+    from helm_megatron.conversion.card import set_evaluation  # it imports torch, seconds
 
     try:
         set_evaluation(folder, results)

@@ -13,9 +13,9 @@ platform.setup()
 
 import torch  # noqa: E402
 
-from helm_megatron.hf import generate  # noqa: E402
-from helm_megatron.hf.errors import ERRORS  # noqa: E402
-from helm_megatron.hf.quiet import quiet  # noqa: E402
+from helm_megatron.conversion import generate  # noqa: E402
+from helm_megatron.conversion.errors import ERRORS  # noqa: E402
+from helm_megatron.conversion.quiet import quiet  # noqa: E402
 
 
 def positive(text: str) -> int:

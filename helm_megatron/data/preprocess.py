@@ -13,6 +13,7 @@ import numpy as np
 
 from helm_megatron import __version__
 from helm_megatron.data.errors import DataError
+from helm_megatron.data.hashes import SourceHashes
 from helm_megatron.data.indexed import optimal_dtype, paths_of, read_index
 from helm_megatron.data.inputs import Source
 from helm_megatron.data.partial import Counts, PartialDataset, full_disk, publish
@@ -26,7 +27,6 @@ from helm_megatron.data.sidecar import (
     sidecar_path,
     write_sidecar,
 )
-from helm_megatron.data.sources import SourceHashes
 
 BAD_RECORDS_SHOWN = 10
 

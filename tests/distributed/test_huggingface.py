@@ -9,10 +9,10 @@ import torch
 from cases import EP2, PP2, TP2, TP2_PP2, TP2_SP
 
 from helm_megatron.checkpoint.files import read_only_data
-from helm_megatron.checkpoint.stored import StoredParameters
-from helm_megatron.hf import in_megatron, settings
-from helm_megatron.hf.convert import Source, export
-from helm_megatron.hf.text import Text
+from helm_megatron.conversion import in_megatron, settings
+from helm_megatron.conversion.stored import StoredParameters
+from helm_megatron.conversion.text import Text
+from helm_megatron.conversion.to_hf import Source, export
 from tests.hf.models import MICE_LORENTZ, model_config
 
 MICE_REFERENCE_LORENTZ = dataclasses.replace(

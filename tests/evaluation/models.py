@@ -3,7 +3,7 @@
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from helm_megatron.hf.convert import Source, export
+from helm_megatron.conversion.to_hf import Source, export
 from tests.distributed import cases
 from tests.hf.models import VOCABULARY, source
 

@@ -10,10 +10,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from helm_megatron.builder import HelmModelConfig
 from helm_megatron.config import HelmConfig, attach
-from helm_megatron.hf import in_megatron, settings
-from helm_megatron.hf.convert import Source, export
+from helm_megatron.conversion import in_megatron, settings
+from helm_megatron.conversion.text import Text
+from helm_megatron.conversion.to_hf import Source, export
 from helm_megatron.hf.modeling_helm import HelmForCausalLM
-from helm_megatron.hf.text import Text
 from tests.distributed import cases
 from tests.distributed.cases import BASE, CURVED, LATENT, MOE, Model
 from tests.layers.models import perturb

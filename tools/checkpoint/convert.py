@@ -19,11 +19,16 @@ from helm_megatron import platform
 
 platform.setup()
 
-from helm_megatron.hf import convert, sources, warm_start  # noqa: E402
-from helm_megatron.hf import to_megatron as hf_to_megatron  # noqa: E402
-from helm_megatron.hf.convert import ConversionError, Source  # noqa: E402
-from helm_megatron.hf.errors import ERRORS  # noqa: E402
-from helm_megatron.hf.quiet import quiet  # noqa: E402
+from helm_megatron.conversion import sources, warm_start  # noqa: E402
+from helm_megatron.conversion import to_megatron as hf_to_megatron  # noqa: E402
+from helm_megatron.conversion.errors import ERRORS  # noqa: E402
+from helm_megatron.conversion.quiet import quiet  # noqa: E402
+from helm_megatron.conversion.to_hf import (  # noqa: E402
+    MAX_SHARD_BYTES,
+    ConversionError,
+    Source,
+    export,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -47,7 +52,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--max-shard-size",
         type=float,
-        default=convert.MAX_SHARD_BYTES / 1e9,
+        default=MAX_SHARD_BYTES / 1e9,
         metavar="GB",
         help="size of a safetensors file (default: %(default)g)",
     )
@@ -85,7 +90,7 @@ def to_hf(args: argparse.Namespace) -> None:
     else:
         source = released(args)
     max_shard_bytes = int(args.max_shard_size * 1e9)
-    convert.export(
+    export(
         source,
         args.save,
         verify=not args.no_verify,

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from helm_megatron.conversion.sentencepiece_tokenizer import from_sentencepiece
 from helm_megatron.data.encoders import SENTENCEPIECE_TYPES, build_encoder
 from helm_megatron.data.errors import DataError
 from helm_megatron.hf.configuration_helm import HelmConfig
-from helm_megatron.hf.sentencepiece_tokenizer import from_sentencepiece
 
 SAMPLE = (
     "A tree does not fit into a plane. Every level of it has more branches than the one before, "

@@ -14,12 +14,12 @@ from megatron.training.checkpointing import get_checkpoint_name, get_checkpoint_
 from helm_megatron.builder import HelmModelConfig
 from helm_megatron.checkpoint import compatibility, files
 from helm_megatron.checkpoint.files import CheckpointError
-from helm_megatron.checkpoint.release_config import config_from_release
-from helm_megatron.checkpoint.released_files import ReleasedParameters, read_release
-from helm_megatron.checkpoint.stored import StoredParameters
-from helm_megatron.hf import in_megatron, settings
-from helm_megatron.hf.convert import ConversionError, Source
-from helm_megatron.hf.text import Text
+from helm_megatron.conversion import in_megatron, settings
+from helm_megatron.conversion.release.config import config_from_release
+from helm_megatron.conversion.release.files import ReleasedParameters, read_release
+from helm_megatron.conversion.stored import StoredParameters
+from helm_megatron.conversion.text import Text
+from helm_megatron.conversion.to_hf import ConversionError, Source
 
 
 def checkpoint_folder(load: Path, step: int | None = None) -> Path:

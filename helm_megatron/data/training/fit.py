@@ -3,10 +3,10 @@
 import argparse
 from typing import Any
 
-from helm_megatron.data.blend import prefixes_of
 from helm_megatron.data.errors import DataError
 from helm_megatron.data.indexed import paths_of
 from helm_megatron.data.sidecar import fingerprint, read_sidecar, sidecar_path
+from helm_megatron.data.training.blend import prefixes_of
 
 TEXTLESS = ("NullTokenizer", "NullMultimodalTokenizer")
 

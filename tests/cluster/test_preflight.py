@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from helm_megatron.node_checks import code_problems, code_version, local_problems
+from helm_megatron.cluster.node_checks import code_problems, code_version, local_problems
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def preflight(port, *flags):
     node = ["--node-rank", "0", "--node-names", "localhost", "--master-addr", "localhost"]
     node += ["--master-port", str(port), "--processes-per-node", "2"]
     return subprocess.run(
-        [sys.executable, "-m", "helm_megatron.preflight", *node, "--", *map(str, flags)],
+        [sys.executable, "-m", "helm_megatron.cluster.preflight", *node, "--", *map(str, flags)],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"},
         capture_output=True,

@@ -6,7 +6,7 @@ import json
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
-from helm_megatron.hf.card import set_evaluation, write_card
+from helm_megatron.conversion.card import set_evaluation, write_card
 from helm_megatron.hf.configuration_helm import HelmConfig
 
 

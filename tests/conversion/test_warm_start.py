@@ -4,11 +4,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from helm_megatron.hf.convert import ConversionError
+from helm_megatron.conversion.to_hf import ConversionError
+from helm_megatron.conversion.to_megatron import warm_start
+from helm_megatron.conversion.warm_start import helm_d
 from helm_megatron.hf.modeling_helm import HelmForCausalLM
-from helm_megatron.hf.to_megatron import warm_start
-from helm_megatron.hf.warm_start import helm_d
-from tests.hf.tool import convert, refused
+from tests.conversion.tool import convert, refused
 
 pytestmark = pytest.mark.usefixtures("one_process")
 

@@ -23,20 +23,20 @@ def wordnet(tmp_path):
     return folder
 
 
-def test_tree(run_tool, wordnet, tmp_path):
+def test_tree(run_wordnet, wordnet, tmp_path):
     output = tmp_path / "boats.tsv"
     options = ["--wordnet-dir", wordnet, "--root", "seaboat", "--output", output]
-    done = run_tool("make_wordnet_tree.py", *options)
+    done = run_wordnet("make_tree.py", *options)
     assert done.returncode == 0, done.stderr
     lines = [line for line in output.read_text().splitlines() if not line.startswith("#")]
     assert lines == ["sea boat", "ship\tsea boat", "ship 2\tsea boat", "mast\tship 2"]
     assert read_words(output).edges == [(1, 0), (2, 0), (3, 2)]
 
 
-def test_unknown_root(run_tool, wordnet, tmp_path):
+def test_unknown_root(run_wordnet, wordnet, tmp_path):
     output = tmp_path / "boats.tsv"
     options = ["--wordnet-dir", wordnet, "--root", "Argonaut", "--output", output]
-    done = run_tool("make_wordnet_tree.py", *options)
+    done = run_wordnet("make_tree.py", *options)
     assert done.returncode == 1
     assert done.stderr == "error: --root Argonaut: no noun of WordNet\n"
     assert not output.exists()

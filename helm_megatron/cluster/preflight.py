@@ -1,6 +1,6 @@
 """Check every node of a job before Megatron starts, and name the node that fails.
 
-    python -m helm_megatron.preflight --node-rank 0 --node-names "node1 node2" \\
+    python -m helm_megatron.cluster.preflight --node-rank 0 --node-names "node1 node2" \\
         --master-addr node1 --master-port 29500 -- MEGATRON_FLAGS
 
 One process a node (slurm/node.sh starts it). Each looks at its own GPUs, data, checkpoint folder
@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
-from helm_megatron.node_checks import code_problems, code_version, local_problems, run_paths
+from helm_megatron.cluster.node_checks import code_problems, code_version, local_problems, run_paths
 
 RANK_ERRORS = (multiprocessing.ProcessRaisedException, multiprocessing.ProcessExitedException)
 

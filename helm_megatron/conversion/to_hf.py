@@ -18,11 +18,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from tqdm import tqdm
 from transformers import GenerationConfig
 
-from helm_megatron.hf import mapping, tensor_files
-from helm_megatron.hf.card import write_card
+from helm_megatron import hf
+from helm_megatron.conversion import hf_names, tensor_files
+from helm_megatron.conversion.card import write_card
+from helm_megatron.conversion.text import Text
 from helm_megatron.hf.configuration_helm import HelmConfig
 from helm_megatron.hf.modeling_helm import HelmForCausalLM
-from helm_megatron.hf.text import Text
 
 # Largest difference of the logits in units of the largest logit, both models in fp32.
 TOLERANCE = 1e-5
@@ -101,7 +102,7 @@ def _write_tensors(source: Source, folder: Path, max_shard_bytes: int) -> None:
     tensor_files.write(folder, groups, values, max_shard_bytes)
 
 
-def checked(source: Source) -> tuple[list[mapping.Row], list[list[tensor_files.Entry]]]:
+def checked(source: Source) -> tuple[list[hf_names.Row], list[list[tensor_files.Entry]]]:
     """The rows of the mapping for all parameters, and the tensors that each row gives.
 
     Raises:
@@ -109,7 +110,7 @@ def checked(source: Source) -> tuple[list[mapping.Row], list[list[tensor_files.E
     """
     config, parameters = source.config, source.parameters
     expected = shapes_of(config)
-    rows = mapping.plan(config, expected)
+    rows = hf_names.plan(config, expected)
     check_names(source.name, parameters.names(), [row.megatron for row in rows])
     groups = []
     for row in rows:
@@ -173,7 +174,7 @@ def check_names(source: str, found: list[str], wanted: list[str]) -> None:
             f"{source} lacks {missing[0]} ({len(missing)} missing): not the model of its settings"
         )
     known = set(wanted)
-    if extra := [n for n in found if n not in known and mapping.ignored(n) is None]:
+    if extra := [n for n in found if n not in known and hf_names.ignored(n) is None]:
         raise ConversionError(
             f"{source} has {extra[0]} ({len(extra)} such), which its settings do not account for"
         )
@@ -191,7 +192,7 @@ def write_config(config: HelmConfig, folder: Path) -> None:
     generation = GenerationConfig(**{f"{n}_token_id": i for n, i in ends.items() if i is not None})
     generation.save_pretrained(folder)
     for name in CODE:
-        shutil.copy(Path(__file__).with_name(f"{name}.py"), folder)
+        shutil.copy(Path(hf.__file__).with_name(f"{name}.py"), folder)
 
 
 def hf_logits(folder: Path, tokens: Tensor) -> Tensor:

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from helm_megatron.checkpoint.files import read_only_data
-from helm_megatron.checkpoint.stored import StoredParameters
-from helm_megatron.hf import mapping
-from helm_megatron.hf.convert import export
-from helm_megatron.hf.settings import SettingsError
-from helm_megatron.hf.to_megatron import convert_folder
+from helm_megatron.conversion import hf_names
+from helm_megatron.conversion.settings import SettingsError
+from helm_megatron.conversion.stored import StoredParameters
+from helm_megatron.conversion.to_hf import export
+from helm_megatron.conversion.to_megatron import convert_folder
 from tests.hf import models
 
 pytestmark = pytest.mark.usefixtures("one_process")
@@ -24,7 +24,7 @@ def test_round_trip_is_bit_identical(model, tmp_path):
     convert_folder(tmp_path / "hf", tmp_path / "megatron", divisible_by=models.PADDED)
     read_only_data()
     stored = StoredParameters(tmp_path / "megatron" / "release")
-    names = [name for name in source.parameters.names() if mapping.ignored(name) is None]
+    names = [name for name in source.parameters.names() if hf_names.ignored(name) is None]
     assert sorted(names) == sorted(stored.names())
     for name in names:
         before, after = source.parameters.read(name), stored.read(name)

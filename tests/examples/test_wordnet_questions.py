@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-TOOL = Path(__file__).parents[2] / "tools" / "make_wordnet_questions.py"
+TOOL = Path(__file__).parents[2] / "examples" / "wordnet" / "make_questions.py"
 
 
 def data_line(offset, words, above=()):

@@ -16,7 +16,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
 from helm_megatron.builder import HelmModelBuilder, HelmModelConfig
-from helm_megatron.checkpoint.release import load_release
+from helm_megatron.conversion.release.names import load_release
 
 
 @contextlib.contextmanager

@@ -6,11 +6,11 @@ other questions, so no choice gives itself away by how common it is; none of the
 at any distance. Terms have one meaning in WordNet, and no choice repeats a word of its term.
 
 Every question is about a synset whose document is among the last 5% of the corpus that
-tools/make_wordnet_corpus.py makes: with `--split 95,5,0` the answers are not in the training text.
-The questions depend on the input alone.
+make_corpus.py makes: with `--split 95,5,0` the answers are not in the training text. The questions
+depend on the input alone.
 
 Example:
-    python tools/make_wordnet_questions.py --wordnet-dir /usr/share/wordnet \
+    python examples/wordnet/make_questions.py --wordnet-dir /usr/share/wordnet \
         --output helm_megatron/evaluation/tasks/wordnet_hypernymy.jsonl.gz
 """
 
@@ -24,9 +24,10 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from wordnet import PARTS, Synset, corpus, read_synsets
+
 from helm_megatron.data.errors import DataError
 from helm_megatron.data.output import staged
-from helm_megatron.data.wordnet import PARTS, Synset, corpus, read_synsets
 
 HELD_OUT = 0.05
 CHOICES = 4

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 INDEX_HEADER = b"MMIDIDX\x00\x00"  # of Megatron's .idx files
 VERSIONS = ("torch", "megatron-core")
 

@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
-from helm_megatron.hf import convert
+from helm_megatron.conversion import to_hf
+from helm_megatron.conversion.tensor_files import TensorFiles
+from helm_megatron.conversion.to_hf import ConversionError
 from helm_megatron.hf.configuration_helm import HelmConfig
-from helm_megatron.hf.convert import ConversionError
-from helm_megatron.hf.tensor_files import TensorFiles
 
 DEFAULT_SCALE = 1e-3
 
@@ -64,7 +64,7 @@ class LlamaAsHelm:
         """
         self.files, self.config, self.scale = TensorFiles(folder), config, scale
         self.head = "model.embed_tokens.weight" if tied else "lm_head.weight"
-        self.shapes = convert.shapes_of(config)
+        self.shapes = to_hf.shapes_of(config)
         stored = set(self.files.names())
         known = {*self.shapes, self.head, "lm_head.weight"}
         # Old checkpoints hold the rotary table.

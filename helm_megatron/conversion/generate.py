@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from helm_megatron.hf import convert, sources
-from helm_megatron.hf.convert import ConversionError
+from helm_megatron.conversion import sources, to_hf
+from helm_megatron.conversion.to_hf import ConversionError
+from helm_megatron.conversion.to_megatron import is_helm, read_config
 from helm_megatron.hf.modeling_helm import HelmForCausalLM
-from helm_megatron.hf.to_megatron import is_helm, read_config
 
 
 @contextlib.contextmanager
@@ -33,7 +33,7 @@ def as_hf_folder(
         return
     source = sources.megatron(load, step=step, tokenizer_model=tokenizer_model)
     with tempfile.TemporaryDirectory(prefix="helm-") as folder:
-        convert.export(source, Path(folder, "hf"), verify=False)
+        to_hf.export(source, Path(folder, "hf"), verify=False)
         yield Path(folder, "hf")
 
 

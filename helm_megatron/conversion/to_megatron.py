@@ -20,12 +20,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
-from helm_megatron.checkpoint import files, write
-from helm_megatron.hf import convert, flags, in_megatron, mapping, settings
-from helm_megatron.hf import warm_start as llama
+from helm_megatron.checkpoint import files
+from helm_megatron.conversion import flags, hf_names, in_megatron, settings, to_hf, write
+from helm_megatron.conversion import warm_start as llama
+from helm_megatron.conversion.tensor_files import TensorFiles
+from helm_megatron.conversion.to_hf import ConversionError, Source
 from helm_megatron.hf.configuration_helm import HelmConfig
-from helm_megatron.hf.convert import ConversionError, Source
-from helm_megatron.hf.tensor_files import TensorFiles
 
 _TRACKER = "latest_checkpointed_iteration.txt"
 
@@ -85,13 +85,13 @@ def convert_folder(load: Path, save: Path, *, verify: bool = True, divisible_by:
             written.
     """
     config, tensors = read_config(load), TensorFiles(load)
-    with convert.new_folder(save) as staging:
+    with to_hf.new_folder(save) as staging:
         read = _fused(config, tensors, str(load))
         args = write_checkpoint(config, read, staging, divisible_by)
         if verify:
-            tokens = convert.text_of_folder(load).sample(config)
+            tokens = to_hf.text_of_folder(load).sample(config)
             actual = megatron_logits(staging, args, tokens, config.vocab_size)
-            convert.compare(str(load), convert.hf_logits(load, tokens), str(save), actual)
+            to_hf.compare(str(load), to_hf.hf_logits(load, tokens), str(save), actual)
 
 
 def convert_source(
@@ -102,15 +102,15 @@ def convert_source(
     Raises:
         As `convert_folder`.
     """
-    with convert.new_folder(save) as staging:
-        convert.checked(source)
+    with to_hf.new_folder(save) as staging:
+        to_hf.checked(source)
         args = write_checkpoint(
             source.config, source.parameters.read, staging, divisible_by, source.training_flags
         )
         if verify:
             tokens = source.text.sample(source.config)
             actual = megatron_logits(staging, args, tokens, source.config.vocab_size)
-            convert.compare(source.name, source.logits(tokens), str(save), actual)
+            to_hf.compare(source.name, source.logits(tokens), str(save), actual)
 
 
 def warm_start(
@@ -129,11 +129,11 @@ def warm_start(
         As `convert_folder`.
     """
     config, tensors = llama.helm_d(load, scale)
-    with convert.new_folder(save) as staging:
+    with to_hf.new_folder(save) as staging:
         read = _fused(config, tensors, str(load))
         args = write_checkpoint(config, read, staging, divisible_by)
         if verify:
-            tokens = convert.text_of_folder(load).sample(config)
+            tokens = to_hf.text_of_folder(load).sample(config)
             ours = megatron_logits(staging, args, tokens, config.vocab_size)
             model = AutoModelForCausalLM.from_pretrained(load, dtype=torch.float32)
             with torch.no_grad():
@@ -149,9 +149,9 @@ def warm_start(
 
 def _fused(config: HelmConfig, tensors: Tensors, name: str) -> Callable[[str], Tensor]:
     """Reads parameters under Megatron's names from Hugging Face tensors of this config."""
-    expected = convert.shapes_of(config)
-    rows = {row.megatron: row for row in mapping.plan(config, expected)}
-    convert.check_names(name, tensors.names(), list(expected))
+    expected = to_hf.shapes_of(config)
+    rows = {row.megatron: row for row in hf_names.plan(config, expected)}
+    to_hf.check_names(name, tensors.names(), list(expected))
     for tensor, shape in expected.items():
         if tuple(tensors.shape(tensor)) != shape:
             raise ConversionError(
@@ -181,12 +181,12 @@ def write_checkpoint(
         config.vocab_size, divisible_by, tensor_model_parallel_size=1, logging_enabled=False
     )
     args = flags.arguments_of(config, padded, training_flags)
-    rows = {row.megatron: row.rows for row in mapping.plan(config, convert.shapes_of(config))}
+    rows = {row.megatron: row.rows for row in hf_names.plan(config, to_hf.shapes_of(config))}
     progress = tqdm(total=len(rows), desc="parameters", file=sys.stderr, disable=None)
 
     def read_padded(name: str) -> Tensor:
         tensor = read(name)
-        if rows[name] is mapping.VOCABULARY:
+        if rows[name] is hf_names.VOCABULARY:
             tensor = F.pad(tensor, (0, 0) * (tensor.dim() - 1) + (0, padded - len(tensor)))
         progress.update()
         return tensor

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from helm_megatron.hf import mapping
-from helm_megatron.hf.convert import ConversionError, export
+from helm_megatron.conversion import hf_names
+from helm_megatron.conversion.tensor_files import INDEX, TensorFiles
+from helm_megatron.conversion.to_hf import ConversionError, export
+from helm_megatron.conversion.to_megatron import convert_folder
 from helm_megatron.hf.modeling_helm import HelmForCausalLM
-from helm_megatron.hf.tensor_files import INDEX, TensorFiles
-from helm_megatron.hf.to_megatron import convert_folder
 from tests.hf import models
 
 pytestmark = pytest.mark.usefixtures("one_process")
@@ -20,12 +20,12 @@ ROOT = Path(__file__).parents[2]
 
 def swapped(first, second):
     """The mapping with two tensors exchanged."""
-    right = mapping.table
+    right = hf_names.table
 
     def table(config):
         names = {first: second, second: first}
         return [
-            mapping.Row(row.megatron, tuple(names.get(n, n) for n in row.hf), row.rows)
+            hf_names.Row(row.megatron, tuple(names.get(n, n) for n in row.hf), row.rows)
             for row in right(config)
         ]
 
@@ -47,12 +47,12 @@ def test_swapped_tensors(direction, model, first, second, monkeypatch, tmp_path)
     wrong = swapped(f"model.layers.*.{first}", f"model.layers.*.{second}")
     source = models.source(model)
     if direction == "to hf":
-        monkeypatch.setattr(mapping, "table", wrong)
+        monkeypatch.setattr(hf_names, "table", wrong)
         with pytest.raises(ConversionError, match=r"differ by .* nothing was written"):
             export(source, tmp_path / "out")
     else:
         export(source, tmp_path / "hf")
-        monkeypatch.setattr(mapping, "table", wrong)
+        monkeypatch.setattr(hf_names, "table", wrong)
         with pytest.raises(ConversionError, match=r"differ by .* nothing was written"):
             convert_folder(tmp_path / "hf", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir() if path.name != "hf"] == []
@@ -88,8 +88,8 @@ import resource, sys
 from pathlib import Path
 from helm_megatron import platform
 platform.setup()
-from helm_megatron.hf.convert import export
-from helm_megatron.hf.to_megatron import convert_folder
+from helm_megatron.conversion.to_hf import export
+from helm_megatron.conversion.to_megatron import convert_folder
 from tests.hf.models import large
 folder = Path(sys.argv[2])
 source = large()

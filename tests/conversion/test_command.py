@@ -9,10 +9,10 @@ import sys
 import pytest
 from safetensors.torch import load_file, save_file
 
+from helm_megatron.conversion import generate
+from helm_megatron.conversion.to_hf import ConversionError
 from helm_megatron.data.tokenizer_training import train_tokenizer
-from helm_megatron.hf import generate
-from helm_megatron.hf.convert import ConversionError
-from tests.hf.tool import convert, load_tool, refused, run
+from tests.conversion.tool import convert, load_tool, refused, run
 from tests.pretrain.runs import MICE, ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_process")]

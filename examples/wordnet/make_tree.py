@@ -5,7 +5,7 @@ A synset is named by its first word, a later one of the same name by that and a 
 synsets above one the nearest to the root is its parent.
 
 Example:
-    python tools/make_wordnet_tree.py --wordnet-dir /usr/share/wordnet --root mammal \
+    python examples/wordnet/make_tree.py --wordnet-dir /usr/share/wordnet --root mammal \
         --output examples/data/mammals.tsv
 """
 
@@ -14,13 +14,14 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from wordnet import Synset, read_synsets
+
 from helm_megatron.data.errors import DataError
 from helm_megatron.data.output import staged
-from helm_megatron.data.wordnet import Synset, read_synsets
 
 NOTE = """\
 # {root} and what is a kind of it in WordNet 3.0, a word a line, with its parent after a tab.
-# Made by tools/make_wordnet_tree.py; licensed as WordNet is, see WORDNET_LICENSE.
+# Made by examples/wordnet/make_tree.py; licensed as WordNet is, see WORDNET_LICENSE.
 """
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
+from helm_megatron.conversion.generate import continuation
+from helm_megatron.conversion.text import Text, TextError
 from helm_megatron.data.encoders import build_encoder
 from helm_megatron.data.tokenizer_training import train_tokenizer
 from helm_megatron.hf.configuration_helm import HelmConfig
-from helm_megatron.hf.generate import continuation
-from helm_megatron.hf.text import Text, TextError
 
 CORPUS = Path(__file__).parents[2] / "examples/data/wordnet_glosses.jsonl.gz"
 ODD = [

@@ -12,9 +12,9 @@ from unittest import mock
 
 from megatron.training.arguments import parse_args, validate_args
 
-from helm_megatron.hf import settings
+from helm_megatron.conversion import settings
+from helm_megatron.conversion.settings import SettingsError
 from helm_megatron.hf.configuration_helm import HelmConfig
-from helm_megatron.hf.settings import SettingsError
 from helm_megatron.pretrain import add_args
 
 # Fields of a config that a conversion does not carry over.

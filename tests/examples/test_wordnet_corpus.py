@@ -28,10 +28,10 @@ def wordnet(tmp_path):
     return folder
 
 
-def test_documents(run_tool, wordnet, tmp_path):
+def test_documents(run_wordnet, wordnet, tmp_path):
     outputs = [tmp_path / "1.jsonl.gz", tmp_path / "2.jsonl.gz"]
     for output in outputs:
-        done = run_tool("make_wordnet_corpus.py", "--wordnet-dir", wordnet, "--output", output)
+        done = run_wordnet("make_corpus.py", "--wordnet-dir", wordnet, "--output", output)
         assert done.returncode == 0, done.stderr
     with gzip.open(outputs[0], "rt") as lines:
         texts = [json.loads(line)["text"] for line in lines]
@@ -50,12 +50,12 @@ def test_documents(run_tool, wordnet, tmp_path):
 @pytest.mark.parametrize(
     ("noun", "message"), [(None, "cannot be read"), ("words\n", "not a WordNet data file")]
 )
-def test_bad_folder(run_tool, wordnet, tmp_path, noun, message):
+def test_bad_folder(run_wordnet, wordnet, tmp_path, noun, message):
     (wordnet / "data.noun").unlink()
     if noun:
         (wordnet / "data.noun").write_text(noun)
     output = tmp_path / "out.jsonl.gz"
-    done = run_tool("make_wordnet_corpus.py", "--wordnet-dir", wordnet, "--output", output)
+    done = run_wordnet("make_corpus.py", "--wordnet-dir", wordnet, "--output", output)
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {wordnet}/data.noun: {message}")
     assert not output.exists()

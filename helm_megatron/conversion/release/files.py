@@ -11,7 +11,7 @@ from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
 from helm_megatron.checkpoint.files import CheckpointError
-from helm_megatron.checkpoint.release import from_release
+from helm_megatron.conversion.release.names import from_release
 
 _LAYER = re.compile(r"(layers|resblocks)\.\d+\.")
 

@@ -7,7 +7,7 @@ examples: 'dog, domestic dog, Canis familiaris: a kind of canine. A member of th
 input alone.
 
 Example:
-    python tools/make_wordnet_corpus.py --wordnet-dir /usr/share/wordnet \
+    python examples/wordnet/make_corpus.py --wordnet-dir /usr/share/wordnet \
         --output examples/data/wordnet_glosses.jsonl.gz
 """
 
@@ -17,9 +17,10 @@ import json
 import sys
 from pathlib import Path
 
+from wordnet import PARTS, corpus, read_synsets
+
 from helm_megatron.data.errors import DataError
 from helm_megatron.data.output import staged
-from helm_megatron.data.wordnet import PARTS, corpus, read_synsets
 
 
 def main() -> None:
