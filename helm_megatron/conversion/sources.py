@@ -16,10 +16,11 @@ from helm_megatron.checkpoint import compatibility, files
 from helm_megatron.checkpoint.files import CheckpointError
 from helm_megatron.conversion import in_megatron, settings
 from helm_megatron.conversion.release.config import config_from_release
-from helm_megatron.conversion.release.files import ReleasedParameters, read_release
+from helm_megatron.conversion.release.files import ReleasedTensors, read_release
+from helm_megatron.conversion.source_model import SourceModel
 from helm_megatron.conversion.stored import StoredParameters
 from helm_megatron.conversion.text import Text
-from helm_megatron.conversion.to_hf import ConversionError, Source
+from helm_megatron.conversion.to_hf import ConversionError
 
 
 def checkpoint_folder(load: Path, step: int | None = None) -> Path:
@@ -41,7 +42,9 @@ def checkpoint_folder(load: Path, step: int | None = None) -> Path:
     return Path(get_checkpoint_name(str(load), iteration, release, return_base_dir=True))
 
 
-def megatron(load: Path, *, step: int | None = None, tokenizer_model: str | None = None) -> Source:
+def megatron(
+    load: Path, *, step: int | None = None, tokenizer_model: str | None = None
+) -> SourceModel:
     """A checkpoint of pretrain_helm.py, of any layout.
 
     `tokenizer_model` replaces the path in the checkpoint's arguments.
@@ -67,7 +70,7 @@ def megatron(load: Path, *, step: int | None = None, tokenizer_model: str | None
         )
     model = settings.one_process_model_config(args)
     in_fp32 = settings.one_process_model_config(settings.in_fp32(args))
-    return Source(
+    return SourceModel(
         str(folder),
         parameters,
         settings.hf_config(model, vocab_size, **ids),
@@ -87,7 +90,7 @@ def text_of(args: argparse.Namespace, tokenizer_model: str | None) -> Text:
     return Text(args.tokenizer_type, str(model))
 
 
-def release(path: Path, config_file: Path, *, tokenizer: str | None = None) -> Source:
+def release(path: Path, config_file: Path, *, tokenizer: str | None = None) -> SourceModel:
     """A `Step*.pt` file of the authors' release.
 
     The file does not say all about its model: `config_file` holds, in JSON, the arguments that its
@@ -110,7 +113,7 @@ def release(path: Path, config_file: Path, *, tokenizer: str | None = None) -> S
             f"{path} has {vocab_size} embeddings, the tokenizer {size} tokens: not its own; "
             "--tokenizer-model names the right one"
         )
-    return Source(
+    return SourceModel(
         str(path),
         parameters,
         settings.hf_config(model, vocab_size, **ids),
@@ -153,6 +156,6 @@ def _released_model(
 
 def _released_parameters(
     path: Path, state: dict[str, torch.Tensor], released: Any, dtype: torch.dtype
-) -> ReleasedParameters:
+) -> ReleasedTensors:
     model = _released_model(path, state, released, dtype, vocab_size=0)
-    return ReleasedParameters(path, state, model.transformer)
+    return ReleasedTensors(path, state, model.transformer)

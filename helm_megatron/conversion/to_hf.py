@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import math
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +18,8 @@ from transformers import GenerationConfig
 from helm_megatron import hf
 from helm_megatron.conversion import hf_names, tensor_files
 from helm_megatron.conversion.card import write_card
+from helm_megatron.conversion.source_model import SourceModel
+from helm_megatron.conversion.table import Rule
 from helm_megatron.conversion.text import Text
 from helm_megatron.hf.configuration_helm import HelmConfig
 from helm_megatron.hf.modeling_helm import HelmForCausalLM
@@ -37,36 +36,8 @@ class ConversionError(Exception):
     """A conversion that cannot be done, or that changed the model; the message is one line."""
 
 
-class Parameters(Protocol):
-    """Parameters under Megatron's names, each read when it is asked for."""
-
-    def names(self) -> list[str]: ...
-
-    def shape(self, name: str) -> tuple[int, ...]: ...
-
-    def dtype(self, name: str) -> torch.dtype: ...
-
-    def read(self, name: str) -> Tensor: ...
-
-
-@dataclass
-class Source:
-    """A model to convert."""
-
-    name: str
-    parameters: Parameters
-    config: HelmConfig
-    text: Text
-    # Its logits of tokens `[b, s]`, in fp32.
-    logits: Callable[[Tensor], Tensor]
-    # The arguments of its training run, for the model card.
-    run: argparse.Namespace | None = None
-    # Flags of pretrain_helm.py that a checkpoint of it remembers beside those of the model.
-    training_flags: tuple[str, ...] = ()
-
-
 def export(
-    source: Source,
+    source: SourceModel,
     folder: Path,
     *,
     verify: bool = True,
@@ -92,48 +63,49 @@ def export(
             compare(source.name, source.logits(tokens), str(folder), hf_logits(staging, tokens))
 
 
-def _write_tensors(source: Source, folder: Path, max_shard_bytes: int) -> None:
+def _write_tensors(source: SourceModel, folder: Path, max_shard_bytes: int) -> None:
     config, parameters = source.config, source.parameters
-    rows, groups = checked(source)
+    rules, groups = checked(source)
     values = (
-        row.rows.split(config, parameters.read(row.megatron))
-        for row in tqdm(rows, "parameters", file=sys.stderr, disable=None)
+        rule.save(config, [parameters.read(rule.ours[0])])
+        for rule in tqdm(rules, "parameters", file=sys.stderr, disable=None)
     )
     tensor_files.write(folder, groups, values, max_shard_bytes)
 
 
-def checked(source: Source) -> tuple[list[hf_names.Row], list[list[tensor_files.Entry]]]:
-    """The rows of the mapping for all parameters, and the tensors that each row gives.
+def checked(source: SourceModel) -> tuple[list[Rule], list[list[tensor_files.Entry]]]:
+    """The rules for all parameters, and the tensors that each gives.
 
     Raises:
         ConversionError, MappingError: names or shapes are not those of the model's settings.
     """
     config, parameters = source.config, source.parameters
     expected = shapes_of(config)
-    rows = hf_names.plan(config, expected)
-    check_names(source.name, parameters.names(), [row.megatron for row in rows])
+    rules = hf_names.plan(config, expected)
+    check_names(source.name, parameters.names(), [rule.ours[0] for rule in rules])
     groups = []
-    for row in rows:
-        empty = torch.empty(parameters.shape(row.megatron), device="meta")
+    for rule in rules:
+        [name] = rule.ours
+        empty = torch.empty(parameters.shape(name), device="meta")
         try:
-            parts = row.rows.split(config, empty)
+            parts = rule.save(config, [empty])
         except RuntimeError as error:
-            raise _wrong_shape(source, row.megatron) from error
+            raise _wrong_shape(source, name) from error
         shapes = [tuple(part.shape) for part in parts]
-        if shapes != [expected[name] for name in row.hf]:
-            raise _wrong_shape(source, row.megatron)
-        dtype = parameters.dtype(row.megatron)
+        if shapes != [expected[part] for part in rule.theirs]:
+            raise _wrong_shape(source, name)
+        dtype = parameters.dtype(name)
         groups.append(
             [
-                tensor_files.Entry(name, dtype, shape)
-                for name, shape in zip(row.hf, shapes, strict=True)
+                tensor_files.Entry(part, dtype, shape)
+                for part, shape in zip(rule.theirs, shapes, strict=True)
             ]
         )
-    return rows, groups
+    return rules, groups
 
 
 def _write_card(
-    source: Source, folder: Path, tensorboard: Path | None, evaluation: Path | None
+    source: SourceModel, folder: Path, tensorboard: Path | None, evaluation: Path | None
 ) -> None:
     count = sum(math.prod(shape) for shape in shapes_of(source.config).values())
     logged = tensorboard or getattr(source.run, "tensorboard_dir", None)
@@ -144,7 +116,7 @@ def _write_card(
         raise ConversionError(str(error)) from error
 
 
-def _wrong_shape(source: Source, name: str) -> ConversionError:
+def _wrong_shape(source: SourceModel, name: str) -> ConversionError:
     shape = tuple(source.parameters.shape(name))
     return ConversionError(
         f"{source.name}: {name} has the shape {shape}, which does not fit the model's settings"

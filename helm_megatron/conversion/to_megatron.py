@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,23 +23,12 @@ from transformers import AutoModelForCausalLM
 from helm_megatron.checkpoint import files
 from helm_megatron.conversion import flags, hf_names, in_megatron, settings, to_hf, write
 from helm_megatron.conversion import warm_start as llama
+from helm_megatron.conversion.source_model import SourceModel, Tensors
 from helm_megatron.conversion.tensor_files import TensorFiles
-from helm_megatron.conversion.to_hf import ConversionError, Source
+from helm_megatron.conversion.to_hf import ConversionError
 from helm_megatron.hf.configuration_helm import HelmConfig
 
 _TRACKER = "latest_checkpointed_iteration.txt"
-
-
-class Tensors(Protocol):
-    """Tensors under the Hugging Face model's names, each read when it is asked for."""
-
-    def names(self) -> list[str]: ...
-
-    def shape(self, name: str) -> tuple[int, ...]: ...
-
-    def dtype(self, name: str) -> torch.dtype: ...
-
-    def read(self, name: str) -> Tensor: ...
 
 
 def is_helm(folder: Path) -> bool:
@@ -95,7 +84,7 @@ def convert_folder(load: Path, save: Path, *, verify: bool = True, divisible_by:
 
 
 def convert_source(
-    source: Source, save: Path, *, verify: bool = True, divisible_by: int = 128
+    source: SourceModel, save: Path, *, verify: bool = True, divisible_by: int = 128
 ) -> None:
     """Write a model whose parameters have Megatron's names as a checkpoint for `--load save`.
 
@@ -150,7 +139,7 @@ def warm_start(
 def _fused(config: HelmConfig, tensors: Tensors, name: str) -> Callable[[str], Tensor]:
     """Reads parameters under Megatron's names from Hugging Face tensors of this config."""
     expected = to_hf.shapes_of(config)
-    rows = {row.megatron: row for row in hf_names.plan(config, expected)}
+    rules = {rule.ours[0]: rule for rule in hf_names.plan(config, expected)}
     to_hf.check_names(name, tensors.names(), list(expected))
     for tensor, shape in expected.items():
         if tuple(tensors.shape(tensor)) != shape:
@@ -160,8 +149,9 @@ def _fused(config: HelmConfig, tensors: Tensors, name: str) -> Callable[[str], T
             )
 
     def read(parameter: str) -> Tensor:
-        row = rows[parameter]
-        return row.rows.join(config, [tensors.read(part) for part in row.hf])
+        rule = rules[parameter]
+        [whole] = rule.load(config, [tensors.read(part) for part in rule.theirs])
+        return whole
 
     return read
 
@@ -181,12 +171,12 @@ def write_checkpoint(
         config.vocab_size, divisible_by, tensor_model_parallel_size=1, logging_enabled=False
     )
     args = flags.arguments_of(config, padded, training_flags)
-    rows = {row.megatron: row.rows for row in hf_names.plan(config, to_hf.shapes_of(config))}
-    progress = tqdm(total=len(rows), desc="parameters", file=sys.stderr, disable=None)
+    count = len(hf_names.plan(config, to_hf.shapes_of(config)))
+    progress = tqdm(total=count, desc="parameters", file=sys.stderr, disable=None)
 
     def read_padded(name: str) -> Tensor:
         tensor = read(name)
-        if rows[name] is hf_names.VOCABULARY:
+        if hf_names.is_of_vocabulary(name):
             tensor = F.pad(tensor, (0, 0) * (tensor.dim() - 1) + (0, padded - len(tensor)))
         progress.update()
         return tensor

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,8 @@ def swapped(first, second):
     def table(config):
         names = {first: second, second: first}
         return [
-            hf_names.Row(row.megatron, tuple(names.get(n, n) for n in row.hf), row.rows)
-            for row in right(config)
+            replace(rule, theirs=tuple(names.get(n, n) for n in rule.theirs))
+            for rule in right(config)
         ]
 
     return table
@@ -85,6 +86,7 @@ def test_shards_and_index(tmp_path):
 
 STREAM = """
 import resource, sys
+from dataclasses import replace
 from pathlib import Path
 from helm_megatron import platform
 platform.setup()

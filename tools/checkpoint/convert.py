@@ -23,10 +23,10 @@ from helm_megatron.conversion import sources, warm_start  # noqa: E402
 from helm_megatron.conversion import to_megatron as hf_to_megatron  # noqa: E402
 from helm_megatron.conversion.errors import ERRORS  # noqa: E402
 from helm_megatron.conversion.quiet import quiet  # noqa: E402
+from helm_megatron.conversion.source_model import SourceModel  # noqa: E402
 from helm_megatron.conversion.to_hf import (  # noqa: E402
     MAX_SHARD_BYTES,
     ConversionError,
-    Source,
     export,
 )
 
@@ -100,7 +100,7 @@ def to_hf(args: argparse.Namespace) -> None:
     )
 
 
-def released(args: argparse.Namespace) -> Source:
+def released(args: argparse.Namespace) -> SourceModel:
     """--from helm-release."""
     if args.release_config is None:
         raise ConversionError("--from helm-release needs --release-config")

@@ -1,9 +1,7 @@
-"""A checkpoint file of the authors' release, `Step*.pt`, read layer by layer."""
+"""A checkpoint file of the authors' release, `Step*.pt`, read tensor by tensor."""
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -11,9 +9,8 @@ from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
 from helm_megatron.checkpoint.files import CheckpointError
-from helm_megatron.conversion.release.names import from_release
-
-_LAYER = re.compile(r"(layers|resblocks)\.\d+\.")
+from helm_megatron.conversion.release.names import loaded, rules_of
+from helm_megatron.conversion.table import Rule
 
 
 def read_release(path: Path) -> dict[str, Tensor]:
@@ -37,25 +34,23 @@ def read_release(path: Path) -> dict[str, Tensor]:
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 
-class ReleasedParameters:
-    """Released tensors under Megatron's names; one layer is converted and held at a time."""
+class ReleasedTensors:
+    """Released tensors under Megatron's names, each converted when it is read."""
 
     def __init__(self, path: Path, state: dict[str, Tensor], config: TransformerConfig) -> None:
-        """Look at the tensors.
+        """Look at the tensors, one after the other.
 
         Raises:
             CheckpointError: one is unknown or has no counterpart.
         """
-        self.path, self.config = path, config
-        self._groups: dict[str, dict[str, Tensor]] = defaultdict(dict)
-        for name, tensor in state.items():
-            match = _LAYER.match(name)
-            self._groups[match[0] if match else ""][name] = tensor
-        self._held: tuple[str, dict[str, Tensor]] = ("none", {})
-        self._found: dict[str, tuple[str, torch.Size, torch.dtype]] = {}
-        for group in self._groups:
-            for name, tensor in self._converted(group).items():
-                self._found[name] = (group, tensor.shape, tensor.dtype)
+        self._state, self._config = state, config
+        self._found: dict[str, tuple[Rule, torch.Size, torch.dtype]] = {}
+        try:
+            for rule in rules_of(state, config):
+                for name, tensor in loaded(rule, state, config).items():
+                    self._found[name] = (rule, tensor.shape, tensor.dtype)
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}") from error
 
     def names(self) -> list[str]:
         """Megatron's names of all parameters."""
@@ -71,12 +66,4 @@ class ReleasedParameters:
 
     def read(self, name: str) -> Tensor:
         """A parameter."""
-        return self._converted(self._found[name][0])[name]
-
-    def _converted(self, group: str) -> dict[str, Tensor]:
-        if self._held[0] != group:
-            try:
-                self._held = (group, from_release(self._groups[group], self.config))
-            except ValueError as error:
-                raise CheckpointError(f"{self.path}: {error}") from error
-        return self._held[1]
+        return loaded(self._found[name][0], self._state, self._config)[name]

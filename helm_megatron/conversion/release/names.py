@@ -1,15 +1,14 @@
 """The authors' released checkpoints: which of their tensors hold which of our parameters.
 
-Widths there count the time coordinate, which comes first: a linear's weight is `[out, 1 + in]`. One
-table of rules names both sides; it is read forward to import a checkpoint, and backward, where each
-rule is differentiable, to export one. `*` in a name stands for the index of a layer or an expert.
+Widths there count the time coordinate, which comes first: a linear's weight is `[out, 1 + in]`. The
+table is read forward to import a checkpoint, and backward, where each rule is differentiable, to
+export one.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +16,17 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
+from helm_megatron.conversion.table import (
+    GATE_UP,
+    SAME,
+    Rows,
+    Rule,
+    found,
+    joined,
+    pattern,
+    same,
+)
 from helm_megatron.geometry import lorentz
-
-Convert = Callable[[TransformerConfig, list[Tensor]], list[Tensor]]
 
 # Released entries that no parameter of ours corresponds to, and why.
 IGNORED = {
@@ -30,18 +37,6 @@ IGNORED = {
     r"(.*\.)?add_pos\..*": "learned positions, which the released models do not use",
 }
 
-_INDEX = re.compile(r"(?<=\.)\d+(?=\.)")
-
-
-@dataclass(frozen=True)
-class Rule:
-    """Released tensors and the parameters of ours that hold the same numbers."""
-
-    released: tuple[str, ...]
-    ours: tuple[str, ...]
-    load: Convert
-    save: Convert
-
 
 def from_release(state: Mapping[str, Tensor], config: TransformerConfig) -> dict[str, Tensor]:
     """The released tensors `state` under our names, in our layout.
@@ -49,14 +44,28 @@ def from_release(state: Mapping[str, Tensor], config: TransformerConfig) -> dict
     Raises ValueError for an entry that is neither known nor named as ignored, for an incomplete
     group (a query without its key), and for a value that has no counterpart.
     """
-    known = {pattern for rule in rules(config) for pattern in rule.released}
-    used = {n: t for n, t in state.items() if _pattern(n) in known or not is_ignored(n)}
-    return _convert(used, [(r.released, r.ours, r.load) for r in rules(config)], config)
+    result: dict[str, Tensor] = {}
+    for rule in rules_of(state, config):
+        result |= loaded(rule, state, config)
+    return result
+
+
+def loaded(rule: Rule, state: Mapping[str, Tensor], config: TransformerConfig) -> dict[str, Tensor]:
+    """What one rule without `*` gives of ours; ValueError for a value without counterpart."""
+    try:
+        tensors = rule.load(config, [state[name] for name in rule.theirs])
+    except ValueError as error:
+        raise ValueError(f"{rule.theirs[0]}: {error}") from error
+    return dict(zip(rule.ours, tensors, strict=True))
 
 
 def to_release(parameters: Mapping[str, Tensor], config: TransformerConfig) -> dict[str, Tensor]:
     """Our parameters under the released names, differentiably; ValueError as in its inverse."""
-    return _convert(parameters, [(r.ours, r.released, r.save) for r in rules(config)], config)
+    result: dict[str, Tensor] = {}
+    for rule in found(rules(config), parameters, "ours"):
+        tensors = rule.save(config, [parameters[name] for name in rule.ours])
+        result |= zip(rule.theirs, tensors, strict=True)
+    return result
 
 
 def load_release(model: GPTModel, state: Mapping[str, Tensor]) -> None:
@@ -77,6 +86,13 @@ def is_ignored(name: str) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in IGNORED)
 
 
+def rules_of(state: Mapping[str, Tensor], config: TransformerConfig) -> list[Rule]:
+    """The rules without `*` for released tensors; MappingError for one that none has."""
+    known = {name for rule in rules(config) for name in rule.theirs}
+    used = [name for name in state if pattern(name) in known or not is_ignored(name)]
+    return found(rules(config), used, "theirs")
+
+
 def rules(config: TransformerConfig) -> list[Rule]:
     """The rules of the architecture that the config describes."""
     return _mice_rules(config) if config.multi_latent_attention else _dense_rules(config)
@@ -89,10 +105,10 @@ def _dense_rules(config: TransformerConfig) -> list[Rule]:
         _embedding(config, "token_embed"),
         *_linear(f"{layer}.self_attention.linear_qkv", *queries_keys_values, rows=_QKV),
         *_plain_linear(f"{block}.attn.final_linear", f"{layer}.self_attention.linear_proj"),
-        _same(f"{block}.attn.scale", f"{layer}.self_attention.core_attention.temperature"),
+        same(f"{block}.attn.scale", f"{layer}.self_attention.core_attention.temperature"),
         *_feed_forward(f"{block}.mlp", f"{layer}.mlp"),
-        _same(f"{block}.ln_1.weight", f"{layer}.input_layernorm.weight"),
-        _same(f"{block}.ln_2.weight", f"{layer}.pre_mlp_layernorm.weight"),
+        same(f"{block}.ln_1.weight", f"{layer}.input_layernorm.weight"),
+        same(f"{block}.ln_2.weight", f"{layer}.pre_mlp_layernorm.weight"),
         *_residual(f"{block}.res1", f"{layer}.self_attn_bda"),
         *_residual(f"{block}.res2", f"{layer}.mlp_bda"),
         *_head("ln_final", "mapping"),
@@ -108,35 +124,23 @@ def _mice_rules(config: TransformerConfig) -> list[Rule]:
         _embedding(config, "embed"),
         *_linear(f"{mla}.linear_q_proj", f"{attn}.wq.linear"),
         *_linear(f"{mla}.linear_kv_down_proj", f"{attn}.wkv_a.linear"),
-        _same(f"{attn}.kv_norm.weight", f"{mla}.kv_layernorm.weight"),
+        same(f"{attn}.kv_norm.weight", f"{mla}.kv_layernorm.weight"),
         *_linear(f"{mla}.linear_kv_up_proj", f"{attn}.wkv_b.linear"),
         *_plain_linear(f"{attn}.wo.linear", f"{mla}.linear_proj"),
-        _same(f"{attn}.softmax_scale", f"{mla}.core_attention.temperature"),
+        same(f"{attn}.softmax_scale", f"{mla}.core_attention.temperature"),
         *_feed_forward(moe, mlp),
-        _same(f"{moe}.gate.weight", f"{mlp}.router.weight"),
-        _same(f"{moe}.gate.bias", f"{mlp}.router.expert_bias"),
+        same(f"{moe}.gate.weight", f"{mlp}.router.weight"),
+        same(f"{moe}.gate.bias", f"{mlp}.router.expert_bias"),
         *_feed_forward(expert, local_expert),
         _curvature(f"{expert}.expert_manifold.k", f"{local_expert}.curvature.raw"),
         *_feed_forward(f"{moe}.shared_experts", f"{mlp}.shared_experts"),
         *_residual(f"{moe}.add_experts", f"{mlp}.add_experts"),
-        _same(f"{block}.attn_norm.weight", f"{layer}.input_layernorm.weight"),
-        _same(f"{block}.ffn_norm.weight", f"{layer}.pre_mlp_layernorm.weight"),
+        same(f"{block}.attn_norm.weight", f"{layer}.input_layernorm.weight"),
+        same(f"{block}.ffn_norm.weight", f"{layer}.pre_mlp_layernorm.weight"),
         *_residual(f"{block}.attn_res", f"{layer}.self_attn_bda"),
         *_residual(f"{block}.ffn_res", f"{layer}.mlp_bda"),
         *_head("norm", "head"),
     ]
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """How the output rows of several released linears lie in one of ours."""
-
-    join: Callable[[TransformerConfig, list[Tensor]], Tensor]
-    split: Callable[[TransformerConfig, Tensor], list[Tensor]]
-
-
-_SINGLE = _Rows(lambda config, parts: parts[0], lambda config, rows: [rows])
-_GATE_UP = _Rows(lambda config, parts: torch.cat(parts), lambda config, rows: [*rows.chunk(2)])
 
 
 def _join_heads(config: TransformerConfig, parts: list[Tensor]) -> Tensor:
@@ -150,39 +154,34 @@ def _split_heads(config: TransformerConfig, rows: Tensor) -> list[Tensor]:
 
 
 # Megatron keeps query, key and value of a head together.
-_QKV = _Rows(_join_heads, _split_heads)
+_QKV = Rows(_join_heads, _split_heads)
 
 
-def _linear(ours: str, *released: str, rows: _Rows = _SINGLE) -> list[Rule]:
+def _linear(ours: str, *released: str, rows: Rows = SAME) -> list[Rule]:
     """A Lorentz linear: its time column apart from its weight."""
 
     def load(config: TransformerConfig, weights: list[Tensor]) -> list[Tensor]:
-        joined = rows.join(config, weights)
-        return [joined[:, 1:], joined[:, 0]]
+        whole = rows.join(config, weights)
+        return [whole[:, 1:], whole[:, 0]]
 
     def save(config: TransformerConfig, tensors: list[Tensor]) -> list[Tensor]:
         weight, time_weight = tensors
         return rows.split(config, torch.cat([time_weight.unsqueeze(1), weight], dim=1))
 
-    bias = Rule(
-        tuple(f"{name}.bias" for name in released),
-        (f"{ours}.bias",),
-        lambda config, parts: [rows.join(config, parts)],
-        lambda config, parts: rows.split(config, parts[0]),
-    )
+    bias = joined([f"{name}.bias" for name in released], f"{ours}.bias", rows)
     weights = tuple(f"{name}.weight" for name in released)
     return [Rule(weights, (f"{ours}.weight", f"{ours}.time_weight"), load, save), bias]
 
 
 def _plain_linear(released: str, ours: str) -> list[Rule]:
     """The linear after attention, over ambient heads on both sides."""
-    return [_same(f"{released}.{part}", f"{ours}.{part}") for part in ("weight", "bias")]
+    return [same(f"{released}.{part}", f"{ours}.{part}") for part in ("weight", "bias")]
 
 
 def _feed_forward(released: str, ours: str) -> list[Rule]:
     gate, up, down = (f"{released}.{name}.linear" for name in ("w1", "w3", "w2"))
     return [
-        *_linear(f"{ours}.linear_fc1", gate, up, rows=_GATE_UP),
+        *_linear(f"{ours}.linear_fc1", gate, up, rows=GATE_UP),
         *_linear(f"{ours}.linear_fc2", down),
     ]
 
@@ -206,7 +205,7 @@ def _head(norm: str, logits: str) -> list[Rule]:
     logits_weight, _no_bias = _linear("output_layer", logits)
     return [
         *_linear(f"{end}.proj", "final_proj.linear"),
-        _same(f"{norm}.weight", f"{end}.norm.weight"),
+        same(f"{norm}.weight", f"{end}.norm.weight"),
         logits_weight,
     ]
 
@@ -215,7 +214,7 @@ def _embedding(config: TransformerConfig, released: str) -> Rule:
     """A table of space coordinates, or of points `[time, space]`."""
     ours = "embedding.word_embeddings.weight"
     if config.helm.embedding == "euclidean":
-        return _same(f"{released}.weight", ours)
+        return same(f"{released}.weight", ours)
 
     def save(config: TransformerConfig, tensors: list[Tensor]) -> list[Tensor]:
         time = lorentz.time(tensors[0], config.helm.embedding_curvature)
@@ -234,41 +233,3 @@ def _curvature(released: str, ours: str) -> Rule:
         return [c + torch.log(-torch.expm1(-c))]
 
     return Rule((released,), (ours,), load, lambda config, t: [F.softplus(t[0]).reshape(())])
-
-
-def _same(released: str, ours: str) -> Rule:
-    return Rule((released,), (ours,), lambda config, t: t, lambda config, t: t)
-
-
-def _pattern(name: str) -> str:
-    return _INDEX.sub("*", name)
-
-
-def _at(pattern: str, indices: list[str]) -> str:
-    left = iter(indices)
-    return re.sub(r"\*", lambda _: next(left), pattern)
-
-
-def _convert(
-    state: Mapping[str, Tensor],
-    table: list[tuple[tuple[str, ...], tuple[str, ...], Convert]],
-    config: TransformerConfig,
-) -> dict[str, Tensor]:
-    owner = {pattern: row for row in table for pattern in row[0]}
-    result: dict[str, Tensor] = {}
-    for name in state:
-        if _pattern(name) not in owner:
-            raise ValueError(f"unknown parameter {name}: not of this HELM architecture")
-        indices = _INDEX.findall(name)
-        sources, targets, convert = owner[_pattern(name)]
-        if _at(targets[0], indices) in result:
-            continue
-        names = [_at(source, indices) for source in sources]
-        if missing := [n for n in names if n not in state]:
-            raise ValueError(f"{missing[0]} is missing, which belongs to {name}")
-        try:
-            converted = convert(config, [state[n] for n in names])
-        except ValueError as error:
-            raise ValueError(f"{names[0]}: {error}") from error
-        result |= zip((_at(target, indices) for target in targets), converted, strict=True)
-    return result
