@@ -21,7 +21,7 @@ from pathlib import Path
 
 from helm_megatron.data.encoders import TOKENIZER_TYPES
 from helm_megatron.data.errors import DataError
-from helm_megatron.data.inputs import SAMPLE_BY, Source, find_sources
+from helm_megatron.data.inputs import SAMPLE_BY, TextSource, find_sources
 from helm_megatron.data.pool import TokenizerSpec
 from helm_megatron.data.preprocess import Options, preprocess
 
@@ -119,12 +119,12 @@ def add_output_args(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def sources_of(args: argparse.Namespace) -> list[Source]:
+def sources_of(args: argparse.Namespace) -> list[TextSource]:
     """Find what --input or --dataset name."""
     if args.dataset is None:
         return find_sources(args.input, args.dataset_split)
     named = {"config": args.dataset_config, "revision": args.dataset_revision}
-    return [Source(args.dataset, "hub", split=args.dataset_split or "train", **named)]
+    return [TextSource(args.dataset, "hub", split=args.dataset_split or "train", **named)]
 
 
 def options_of(args: argparse.Namespace) -> Options:

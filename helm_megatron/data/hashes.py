@@ -1,4 +1,4 @@
-"""Hashes of the source files, made beside the tokenizing."""
+"""Hashes of the files that text is read from, made beside the tokenizing."""
 
 import hashlib
 import json
@@ -7,10 +7,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from helm_megatron.data.inputs import Source
+from helm_megatron.data.inputs import TextSource
 
 
-class SourceHashes:
+class FileHashes:
     """Hashes files in a thread, in the order they are read, so that each is read from disk once.
 
     Args:
@@ -28,7 +28,7 @@ class SourceHashes:
         self._executor = ThreadPoolExecutor(1)
         self._pending: dict[str, Future[None]] = {}
 
-    def add(self, source: Source) -> None:
+    def add(self, source: TextSource) -> None:
         """Begin to hash a file; what is no file has no hash."""
         if source.is_file and source.path not in self._known | self._pending:
             self._pending[source.path] = self._executor.submit(self._hash, source.path)
@@ -46,7 +46,7 @@ class SourceHashes:
             store.write(json.dumps([path, found]) + "\n")
         self._known[path] = found
 
-    def all(self, sources: Iterable[Source]) -> list[dict[str, Any]]:
+    def all(self, sources: Iterable[TextSource]) -> list[dict[str, Any]]:
         """Wait for every hash; return the sidecar's entry for each source."""
         entries = []
         for source in sources:
