@@ -27,17 +27,22 @@ MAY_IMPORT = {
     "data": {"__version__"},
     "evaluation": set(),
     "plan": {
-        *("arguments", "builder", "checks", "layers", "moe", "platform", "pretrain", "specs"),
-        "verify",
+        *("arguments", "builder", "checks", "command_line", "layers", "moe", "platform"),
+        *("pretrain", "process_groups", "specs"),
     },
     "cli": {"checks", "doctor", "plan"},
-    "verify": {"arguments", "builder", "checks", "model", "moe", "optim", "platform", "pretrain"},
+    "verify": {
+        *("arguments", "builder", "checks", "model", "moe", "optim", "platform", "pretrain"),
+        "process_groups",
+    },
     "hf": set(),
     "conversion": {
-        *("analysis", "arguments", "builder", "checkpoint", "config", "data", "geometry", "hf"),
-        *("pretrain", "specs"),
+        *("analysis", "arguments", "builder", "checkpoint", "checks", "command_line", "config"),
+        *("data", "geometry", "hf", "process_groups", "specs"),
     },
     "cluster": set(),
+    "process_groups": set(),
+    "command_line": {"checks", "pretrain"},
     "doctor": set(),
 }
 

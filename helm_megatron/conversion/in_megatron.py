@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
+from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
 from helm_megatron.builder import HelmModelBuilder, HelmModelConfig
 from helm_megatron.conversion.release.names import load_release
-
-
-@contextlib.contextmanager
-def one_process() -> Iterator[None]:
-    """Megatron's process groups for one process, unless there are some already."""
-    if dist.is_initialized():
-        yield
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        store = dist.FileStore(f"{folder}/store", 1)
-        dist.init_process_group("gloo", store=store, rank=0, world_size=1)
-        try:
-            parallel_state.initialize_model_parallel()
-            tensor_parallel.model_parallel_cuda_manual_seed(1, force_reset_rng=True)
-            yield
-        finally:
-            parallel_state.destroy_model_parallel()
-            dist.destroy_process_group()
+from helm_megatron.process_groups import one_process
 
 
 def build(config: HelmModelConfig) -> GPTModel:

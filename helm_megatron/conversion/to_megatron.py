@@ -27,6 +27,7 @@ from helm_megatron.conversion.source_model import SourceModel, Tensors
 from helm_megatron.conversion.tensor_files import TensorFiles
 from helm_megatron.conversion.to_hf import ConversionError
 from helm_megatron.hf.configuration_helm import HelmConfig
+from helm_megatron.process_groups import one_process
 
 _TRACKER = "latest_checkpointed_iteration.txt"
 
@@ -181,7 +182,7 @@ def write_checkpoint(
         progress.update()
         return tensor
 
-    with in_megatron.one_process(), FakeTensorMode():
+    with one_process(), FakeTensorMode():
         # Names and shapes are Megatron's own; no memory is taken for the tensors.
         plan = write.plan(in_megatron.build(settings.one_process_model_config(args)))
     write.write(folder / "release", plan, args, read_padded)

@@ -15,6 +15,7 @@ from helm_megatron.conversion.source_model import SourceModel
 from helm_megatron.conversion.text import Text
 from helm_megatron.conversion.to_hf import export
 from helm_megatron.hf.modeling_helm import HelmForCausalLM
+from helm_megatron.process_groups import one_process
 from tests.distributed import cases
 from tests.distributed.cases import BASE, CURVED, LATENT, MOE, Model
 from tests.layers.models import perturb
@@ -115,7 +116,7 @@ class InMemory:
 def source(model: Model, dtype: torch.dtype = torch.float32, vocabulary=VOCABULARY) -> SourceModel:
     """A Megatron model with random parameters, none of them trivial."""
     config = model_config(model, dtype)
-    with in_megatron.one_process():
+    with one_process():
         megatron = perturb(in_megatron.build(config))
         for buffer, bias in megatron.named_buffers():
             if buffer.endswith("expert_bias"):
@@ -165,7 +166,7 @@ def large() -> SourceModel:
     config = model_config(Model("large", {**BASE, **sizes}, CURVED))
     config.transformer.perform_initialization = False
     config.transformer.use_cpu_initialization = True
-    with in_megatron.one_process(), FakeTensorMode():
+    with one_process(), FakeTensorMode():
         megatron = in_megatron.build(config)
     shapes = {name: tuple(p.shape) for name, p in megatron.named_parameters()}
     return SourceModel(
