@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Look at the geometry of a model: a checkpoint of pretrain_helm.py or a Hugging Face folder.
 
 Of the token embeddings: distances to the origin, against token frequency if --data-path is given;
@@ -12,25 +11,24 @@ Example:
 writes index.html, which has all of it, the pictures as PNG, and numbers.json.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from transformers import AutoTokenizer
-
-from helm_megatron.analysis import activations, figures, tokens
-from helm_megatron.analysis.page import page
-from helm_megatron.analysis.words import WordsError, points_of, read_words
-from helm_megatron.conversion.text import SAMPLE
-from helm_megatron.data.entropy import token_counts
+from helm_megatron.analysis import SAMPLES
+from helm_megatron.conversion.exported import ExportError
 from helm_megatron.data.errors import DataError
 from helm_megatron.evaluation.errors import EvaluationError
 from helm_megatron.evaluation.model import hf_folder
-from helm_megatron.hf.modeling_helm import HelmForCausalLM
 
-CONVERTER = Path(__file__).parent / "checkpoint" / "convert.py"
+if TYPE_CHECKING:
+    import torch
+
+    from helm_megatron.hf.modeling_helm import HelmForCausalLM
 
 
 def parse_args() -> argparse.Namespace:
@@ -52,7 +50,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--samples",
         type=int,
-        default=tokens.SAMPLES,
+        default=SAMPLES,
         help="tokens for Gromov's delta (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the choice of these (default: 0)")
@@ -68,6 +66,10 @@ def embeddings(model: HelmForCausalLM) -> tuple[torch.Tensor, float]:
 
 def delta(table: torch.Tensor, c: float | None, args: argparse.Namespace) -> dict[str, str]:
     """Relative hyperbolicity of some tokens, beside that of the same coordinates shuffled."""
+    import torch
+
+    from helm_megatron.analysis import tokens
+
     generator = torch.Generator().manual_seed(args.seed)
     chosen = table[tokens.sample(len(table), generator, args.samples)]
     own = tokens.relative_hyperbolicity(tokens.distances(chosen, c))
@@ -79,6 +81,15 @@ def delta(table: torch.Tensor, c: float | None, args: argparse.Namespace) -> dic
 
 def analyze(folder: Path, args: argparse.Namespace) -> tuple[dict[str, str], dict[str, Path]]:
     """Numbers and pictures of the model in a Hugging Face folder."""
+    import torch
+    from transformers import AutoTokenizer
+
+    from helm_megatron.analysis import activations, figures, tokens
+    from helm_megatron.analysis.words import points_of, read_words
+    from helm_megatron.conversion.text import SAMPLE
+    from helm_megatron.data.entropy import token_counts
+    from helm_megatron.hf.modeling_helm import HelmForCausalLM
+
     model = HelmForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder, config=model.config)
     table, c = embeddings(model)
@@ -126,11 +137,17 @@ def analyze(folder: Path, args: argparse.Namespace) -> tuple[dict[str, str], dic
 def main() -> None:
     """Run the tool; a problem ends it with one line and exit code 1."""
     args = parse_args()
+    from helm_megatron.analysis.page import page
+    from helm_megatron.analysis.words import WordsError
+
     try:
         args.output_dir.mkdir(parents=True, exist_ok=True)
-        with hf_folder(args.load, CONVERTER, args.output_dir) as folder:
+        with hf_folder(args.load, args.output_dir) as folder:
             numbers, pictures = analyze(folder, args)
-    except (DataError, EvaluationError, WordsError, OSError, UnicodeDecodeError) as error:
+    except (
+        *(DataError, EvaluationError, ExportError, WordsError),
+        *(OSError, UnicodeDecodeError),
+    ) as error:
         sys.exit(f"error: {error}")
     (args.output_dir / "numbers.json").write_text(json.dumps(numbers, indent=2) + "\n")
     title = f"Geometry of {args.load}"
@@ -138,7 +155,3 @@ def main() -> None:
     for name, value in numbers.items():
         print(f"{name}: {value}")
     print(f"all of it: {args.output_dir / 'index.html'}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Convert checkpoints between Megatron, Hugging Face, and the HELM authors' release.
 
 Parameters are streamed one by one, so memory is bounded by the largest; then both models are
@@ -12,23 +11,12 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # converted on the CPU, where every checkpoint fits
+from helm_megatron.conversion.defaults import MAX_SHARD_BYTES, WARM_START_SCALE
 
-from helm_megatron import platform
-
-platform.setup()
-
-from helm_megatron.conversion import sources, warm_start  # noqa: E402
-from helm_megatron.conversion import to_megatron as hf_to_megatron  # noqa: E402
-from helm_megatron.conversion.errors import ERRORS  # noqa: E402
-from helm_megatron.conversion.quiet import quiet  # noqa: E402
-from helm_megatron.conversion.source_model import SourceModel  # noqa: E402
-from helm_megatron.conversion.to_hf import (  # noqa: E402
-    MAX_SHARD_BYTES,
-    ConversionError,
-    export,
-)
+if TYPE_CHECKING:
+    from helm_megatron.conversion.source_model import SourceModel
 
 
 def parse_args() -> argparse.Namespace:
@@ -65,7 +53,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--warm-start-scale",
         type=float,
-        default=warm_start.DEFAULT_SCALE,
+        default=WARM_START_SCALE,
         help="with a Llama-shaped --from hf: how near to the flat origin the HELM-D starts "
         "(default: %(default)g; docs/huggingface.md)",
     )
@@ -81,6 +69,9 @@ def parse_args() -> argparse.Namespace:
 
 def to_hf(args: argparse.Namespace) -> None:
     """--to hf."""
+    from helm_megatron.conversion import sources
+    from helm_megatron.conversion.to_hf import ConversionError, export
+
     if args.source == "hf":
         raise ConversionError("--from hf --to hf: there is nothing to convert")
     if args.source == "megatron":
@@ -102,6 +93,9 @@ def to_hf(args: argparse.Namespace) -> None:
 
 def released(args: argparse.Namespace) -> SourceModel:
     """--from helm-release."""
+    from helm_megatron.conversion import sources
+    from helm_megatron.conversion.to_hf import ConversionError
+
     if args.release_config is None:
         raise ConversionError("--from helm-release needs --release-config")
     return sources.release(args.load, args.release_config, tokenizer=args.tokenizer_model)
@@ -109,6 +103,10 @@ def released(args: argparse.Namespace) -> SourceModel:
 
 def to_megatron(args: argparse.Namespace) -> None:
     """--to megatron."""
+    from helm_megatron.conversion import to_megatron as megatron
+    from helm_megatron.conversion.hf_folder import is_helm
+    from helm_megatron.conversion.to_hf import ConversionError
+
     if args.source == "megatron":
         raise ConversionError(
             "--from megatron --to megatron: there is nothing to convert; pretrain_helm.py loads a "
@@ -119,23 +117,27 @@ def to_megatron(args: argparse.Namespace) -> None:
         "divisible_by": args.make_vocab_size_divisible_by,
     }
     if args.source == "helm-release":
-        hf_to_megatron.convert_source(released(args), args.save, **options)
-    elif hf_to_megatron.is_helm(args.load):
-        hf_to_megatron.convert_folder(args.load, args.save, **options)
+        megatron.convert_source(released(args), args.save, **options)
+    elif is_helm(args.load):
+        megatron.convert_folder(args.load, args.save, **options)
     else:
-        hf_to_megatron.warm_start(args.load, args.save, scale=args.warm_start_scale, **options)
+        megatron.warm_start(args.load, args.save, scale=args.warm_start_scale, **options)
 
 
 def main() -> None:
     """Run the tool; a problem ends it with one line and exit code 1."""
     args = parse_args()
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # converted on the CPU, where every checkpoint fits
+    from helm_megatron import platform
+
+    platform.setup()  # before anything imports megatron
+
+    from helm_megatron.conversion.errors import ERRORS
+    from helm_megatron.conversion.quiet import quiet
+
+    quiet()
     try:
         to_hf(args) if args.target == "hf" else to_megatron(args)
     except ERRORS as error:
         sys.exit(f"error: {error}")
     print(f"{args.save} is complete", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    quiet()
-    main()

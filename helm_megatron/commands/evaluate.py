@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Evaluate a model by stock lm-eval: a Megatron checkpoint or a Hugging Face folder.
 
 A Megatron checkpoint is converted first, into a folder that is removed afterwards; see
@@ -18,24 +17,15 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from helm_megatron.commands.options import positive
+from helm_megatron.conversion.exported import ExportError
 from helm_megatron.data.errors import DataError
 from helm_megatron.data.output import staged
-from helm_megatron.evaluation.chart import draw
 from helm_megatron.evaluation.errors import EvaluationError
 from helm_megatron.evaluation.harness import Options, Outcome, run
 from helm_megatron.evaluation.model import hf_folder
 from helm_megatron.evaluation.presets import task_names
 from helm_megatron.evaluation.scores import markdown, read_scores
-
-CONVERTER = Path(__file__).parent / "checkpoint" / "convert.py"
-
-
-def positive(text: str) -> int:
-    """Parse a positive integer, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
-    return value
 
 
 def parse_args() -> argparse.Namespace:
@@ -75,6 +65,8 @@ def parse_args() -> argparse.Namespace:
 
 def write(outcome: Outcome, args: argparse.Namespace) -> str:
     """Write all files of the output folder, and return the table."""
+    from helm_megatron.evaluation.chart import draw  # it imports matplotlib, seconds
+
     scores = read_scores(outcome.results)
     table = markdown(scores)
     if outcome.truncated:
@@ -124,7 +116,7 @@ def evaluate(args: argparse.Namespace) -> str:
         flags += [] if value is None else [flag, str(value)]
     try:
         args.output_dir.mkdir(parents=True, exist_ok=True)
-        with hf_folder(args.load, CONVERTER, args.output_dir, flags) as folder:
+        with hf_folder(args.load, args.output_dir, flags) as folder:
             outcome = run(folder, options, args.output_dir / "lm_eval.log")
     except OSError as error:
         raise EvaluationError(f"{error.filename}: {error.strerror}") from error
@@ -149,13 +141,9 @@ def main() -> None:
     args = parse_args()
     try:
         table = evaluate(args)
-    except (DataError, EvaluationError) as error:
+    except (DataError, EvaluationError, ExportError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted; no scores were written")
     print(table, end="")
     print(f"\nscores.md, scores.json, scores.png: {args.output_dir}", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Continue prompts with a model, from a Megatron checkpoint or a Hugging Face folder."""
 
 from __future__ import annotations
@@ -7,23 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from helm_megatron import platform
-
-platform.setup()
-
-import torch  # noqa: E402
-
-from helm_megatron.conversion import generate  # noqa: E402
-from helm_megatron.conversion.errors import ERRORS  # noqa: E402
-from helm_megatron.conversion.quiet import quiet  # noqa: E402
-
-
-def positive(text: str) -> int:
-    """Parse a positive integer, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
-    return value
+from helm_megatron.commands.options import positive
 
 
 def parse_args() -> argparse.Namespace:
@@ -52,6 +35,14 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Run the tool; a problem ends it with one line and exit code 1."""
     args = parse_args()
+    import torch
+
+    from helm_megatron.conversion import generate
+    from helm_megatron.conversion.exported import ExportError
+    from helm_megatron.conversion.quiet import quiet
+    from helm_megatron.conversion.to_hf import ConversionError
+
+    quiet()
     torch.manual_seed(args.seed)
     sampling = {"do_sample": False}
     if args.temperature > 0:
@@ -70,12 +61,7 @@ def main() -> None:
                 num_beams=args.num_beams,
                 **sampling,
             )
-    except ERRORS as error:
+    except (ConversionError, ExportError) as error:
         sys.exit(f"error: {error}")
     for prompt, text in zip(args.prompt, texts, strict=True):
         print(f"{prompt}{text}")
-
-
-if __name__ == "__main__":
-    quiet()
-    main()

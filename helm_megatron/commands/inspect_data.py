@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Show what a .bin/.idx dataset holds, and verify that its files are whole.
 
 Example:
@@ -87,7 +86,3 @@ def main() -> None:
     if found:
         sys.exit("\n".join(f"error: {problem}" for problem in found))
     print("whole: every pointer, bound and token is right")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Join .bin/.idx datasets of one tokenizer into one.
 
 Example:
@@ -35,7 +34,3 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit("interrupted; nothing was written")
     print(f"{args.output_prefix}: {documents:,} documents of {len(prefixes)} datasets")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Plot a run's training and validation loss from its TensorBoard files.
 
 Example:
@@ -11,10 +10,6 @@ also prints the last validation loss.
 import argparse
 import sys
 from pathlib import Path
-
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-from helm_megatron.analysis.losses import TRAIN, VALIDATION, plot, read_curve
 
 
 def main() -> None:
@@ -30,6 +25,11 @@ def main() -> None:
     args = parser.parse_args()
     if not args.tensorboard_dir.is_dir():
         sys.exit(f"error: {args.tensorboard_dir}: no such folder; see --tensorboard-dir")
+    # They take seconds.
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from helm_megatron.analysis.losses import TRAIN, VALIDATION, plot, read_curve
+
     # Size 0 keeps every point; the default thins long runs out.
     events = EventAccumulator(str(args.tensorboard_dir), size_guidance={"scalars": 0}).Reload()
     train, validation = read_curve(events, TRAIN), read_curve(events, VALIDATION)
@@ -46,7 +46,3 @@ def main() -> None:
             line += f" (unigram entropy of the validation tokens: {args.unigram_entropy:.4f})"
         print(line)
     print(f"loss curve: {args.output}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Tokenize text into the .bin/.idx files that Megatron trains on.
 
 Input is JSONL (.jsonl, .json, .ndjson) or plain text (.txt, .text), plain or .gz, .zst, .bz2, .xz;
@@ -19,27 +18,12 @@ import os
 import sys
 from pathlib import Path
 
+from helm_megatron.commands.options import not_negative, positive
 from helm_megatron.data.encoders import TOKENIZER_TYPES
 from helm_megatron.data.errors import DataError
 from helm_megatron.data.inputs import SAMPLE_BY, TextSource, find_sources
 from helm_megatron.data.pool import TokenizerSpec
 from helm_megatron.data.preprocess import Options, preprocess
-
-
-def positive(text: str) -> int:
-    """Parse a positive integer, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
-    return value
-
-
-def not_negative(text: str) -> int:
-    """Parse an integer of at least 0, for argparse."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} is negative")
-    return value
 
 
 def parse_args() -> argparse.Namespace:
@@ -156,7 +140,3 @@ def main() -> None:
             f"warning: {counts.bad:,} bad records left out, {counts.empty:,} empty documents",
             file=sys.stderr,
         )
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Train a SentencePiece tokenizer on text: any --input of tools/preprocess_data.py.
 
 Example:
@@ -65,7 +64,3 @@ def main() -> None:
             file=sys.stderr,
         )
     print(f"{args.output_prefix}.model: {args.vocab_size:,} tokens, from {counts.used:,} lines")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Print the unigram entropy of a dataset's validation tokens, in nats a token.
 
 A model whose validation loss is below it has learned to use context. It is the entropy of the
@@ -23,7 +22,3 @@ def main() -> None:
         print(f"{unigram_entropy(args.data_path, args.split, args.part):.4f}")
     except DataError as error:
         sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from helm_megatron.conversion import sources, to_hf
+from helm_megatron.conversion.exported import exported
+from helm_megatron.conversion.hf_folder import is_helm, read_config
 from helm_megatron.conversion.to_hf import ConversionError
-from helm_megatron.conversion.to_megatron import is_helm, read_config
 from helm_megatron.hf.modeling_helm import HelmForCausalLM
 
 
@@ -24,17 +23,18 @@ def as_hf_folder(
     """`load` itself if it is a Hugging Face folder of a HELM model, else a temporary export of it.
 
     Raises:
-        CheckpointError, ConversionError, SettingsError, TextError: it is neither.
+        ConversionError, ExportError: it is neither.
     """
     if (load / "config.json").is_file():
         if not is_helm(load):
             raise ConversionError(f"--load {load} does not hold a HELM model")
         yield load
         return
-    source = sources.megatron(load, step=step, tokenizer_model=tokenizer_model)
-    with tempfile.TemporaryDirectory(prefix="helm-") as folder:
-        to_hf.export(source, Path(folder, "hf"), verify=False)
-        yield Path(folder, "hf")
+    flags = ["--no-verify"]
+    flags += [] if step is None else ["--ckpt-step", str(step)]
+    flags += [] if tokenizer_model is None else ["--tokenizer-model", tokenizer_model]
+    with exported(load, flags) as folder:
+        yield folder
 
 
 def generate(

@@ -18,6 +18,7 @@ from transformers import GenerationConfig
 from helm_megatron import hf
 from helm_megatron.conversion import hf_names, tensor_files
 from helm_megatron.conversion.card import write_card
+from helm_megatron.conversion.defaults import MAX_SHARD_BYTES
 from helm_megatron.conversion.source_model import SourceModel
 from helm_megatron.conversion.table import Rule
 from helm_megatron.conversion.text import Text
@@ -26,7 +27,6 @@ from helm_megatron.hf.modeling_helm import HelmForCausalLM
 
 # Largest difference of the logits in units of the largest logit, both models in fp32.
 TOLERANCE = 1e-5
-MAX_SHARD_BYTES = 5 * 10**9
 
 # The files of the model's code that travel with a checkpoint.
 CODE = ("configuration_helm", "modeling_helm", "attention_helm", "experts_helm", "lorentz_helm")

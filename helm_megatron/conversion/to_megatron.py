@@ -6,11 +6,9 @@ They come from a Hugging Face folder, from the authors' release, or are made of 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +21,8 @@ from transformers import AutoModelForCausalLM
 from helm_megatron.checkpoint import files
 from helm_megatron.conversion import flags, hf_names, in_megatron, settings, to_hf, write
 from helm_megatron.conversion import warm_start as llama
+from helm_megatron.conversion.defaults import WARM_START_SCALE
+from helm_megatron.conversion.hf_folder import read_config
 from helm_megatron.conversion.source_model import SourceModel, Tensors
 from helm_megatron.conversion.tensor_files import TensorFiles
 from helm_megatron.conversion.to_hf import ConversionError
@@ -30,39 +30,6 @@ from helm_megatron.hf.configuration_helm import HelmConfig
 from helm_megatron.process_groups import one_process
 
 _TRACKER = "latest_checkpointed_iteration.txt"
-
-
-def is_helm(folder: Path) -> bool:
-    """Whether a Hugging Face folder holds a HELM model.
-
-    Raises:
-        ConversionError: it has no readable config.json.
-    """
-    return _fields(folder).get("model_type") == HelmConfig.model_type
-
-
-def _fields(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ConversionError(f"{path} cannot be read: {reason}") from error
-
-
-def read_config(folder: Path) -> HelmConfig:
-    """The config of a Hugging Face folder of a HELM model.
-
-    Raises:
-        ConversionError: there is none, or it is another model's.
-    """
-    if not is_helm(folder):
-        raise ConversionError(f"{folder} does not hold a HELM model")
-    try:
-        return HelmConfig.from_dict(_fields(folder))
-    except Exception as error:  # transformers' checks raise errors of several kinds
-        reason = str(error).splitlines()[0]
-        raise ConversionError(f"{folder}/config.json is not a HELM config: {reason}") from error
 
 
 def convert_folder(load: Path, save: Path, *, verify: bool = True, divisible_by: int = 128) -> None:
@@ -107,7 +74,7 @@ def warm_start(
     load: Path,
     save: Path,
     *,
-    scale: float = llama.DEFAULT_SCALE,
+    scale: float = WARM_START_SCALE,
     verify: bool = True,
     divisible_by: int = 128,
 ) -> None:

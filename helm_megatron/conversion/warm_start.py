@@ -26,11 +26,10 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from helm_megatron.conversion import to_hf
+from helm_megatron.conversion.defaults import WARM_START_SCALE
 from helm_megatron.conversion.tensor_files import TensorFiles
 from helm_megatron.conversion.to_hf import ConversionError
 from helm_megatron.hf.configuration_helm import HelmConfig
-
-DEFAULT_SCALE = 1e-3
 
 # Settings of a Llama-shaped config that HELM-D has no counterpart for: name and harmless values.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -119,7 +118,7 @@ class LlamaAsHelm:
         raise ConversionError(f"{self.files.folder} lacks {name}")
 
 
-def helm_d(folder: Path, scale: float = DEFAULT_SCALE) -> tuple[HelmConfig, LlamaAsHelm]:
+def helm_d(folder: Path, scale: float = WARM_START_SCALE) -> tuple[HelmConfig, LlamaAsHelm]:
     """Config and tensors of the HELM-D that a Llama-shaped folder starts.
 
     Raises:

@@ -10,11 +10,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def load_tool(path):
-    """A command-line tool as a module; what it sets in the environment is taken back."""
+    """A command-line tool as a module."""
     spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / "tools" / path)
     tool = importlib.util.module_from_spec(spec)
-    with mock.patch.dict(os.environ):
-        spec.loader.exec_module(tool)
+    spec.loader.exec_module(tool)
     return tool
 
 
@@ -22,8 +21,13 @@ TOOL = load_tool("checkpoint/convert.py")
 
 
 def run(tool, *flags):
-    """Run a tool in this process: what it says at the end, None if it succeeds."""
-    with mock.patch.object(sys, "argv", ["tool", *map(str, flags)]):
+    """Run a tool in this process: what it says at the end, None if it succeeds.
+
+    What it sets in the environment is taken back, and logging stays as it is.
+    """
+    argv = mock.patch.object(sys, "argv", ["tool", *map(str, flags)])
+    loud = mock.patch("helm_megatron.conversion.quiet.quiet")
+    with mock.patch.dict(os.environ), argv, loud:
         try:
             tool.main()
         except SystemExit as end:
