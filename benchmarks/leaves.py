@@ -21,7 +21,8 @@ from shapes import GEOMETRIES, add_shape, arguments, model_args
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from helm_megatron.verify.layouts import job, process_groups
+from helm_megatron.process_groups import process_groups
+from helm_megatron.verify.layouts import job
 
 ATTENTION, MLP = "decoder.layers.{dense}.self_attention", "decoder.layers.{dense}.mlp"
 # Row of the table, and the module: in the first dense layer or the first with experts.

@@ -13,7 +13,8 @@ from measure import in_turns, peak_bytes, storage_bytes
 from shapes import GEOMETRIES, model_args
 
 from helm_megatron.flops import num_floating_point_operations
-from helm_megatron.verify.layouts import job, process_groups
+from helm_megatron.process_groups import process_groups
+from helm_megatron.verify.layouts import job
 
 
 class Model:

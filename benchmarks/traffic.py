@@ -25,7 +25,8 @@ from megatron.core import tensor_parallel  # noqa: E402
 from shapes import model_args  # noqa: E402
 from torch.distributed import ProcessGroup  # noqa: E402
 
-from helm_megatron.verify.layouts import job, process_groups  # noqa: E402
+from helm_megatron.process_groups import process_groups  # noqa: E402
+from helm_megatron.verify.layouts import job  # noqa: E402
 
 # Methods of a process group, of old and new versions of torch: name of the collective, and how many
 # of the first arguments are data.

@@ -8,8 +8,8 @@ import math
 from collections.abc import Iterator
 
 from helm_megatron.config import CURVATURES
-from helm_megatron.data.blend import prefixes_of
 from helm_megatron.data.errors import DataError
+from helm_megatron.data.training.blend import prefixes_of
 
 # Flags of Megatron's that would be ignored or fail late: attribute, its harmless value, and why.
 _UNSUPPORTED = {

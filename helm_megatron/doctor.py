@@ -42,16 +42,14 @@ TRAIN = "from helm_megatron import platform; platform.setup(); "
 TRAIN += "from helm_megatron.pretrain import main; main()"
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Add the subcommand `doctor`."""
-    parser = subparsers.add_parser(
-        "doctor",
-        help="show versions, GPUs and fused paths, and train one step",
+def main() -> int:
+    """The command line; returns its exit code."""
+    parser = argparse.ArgumentParser(
         description="Show versions, GPUs and fused paths, and train one step of a tiny HELM-MiCE "
         "on the GPU, or on the CPU if there is none. Exit code 0 if that worked.",
     )
     parser.add_argument("--timeout", type=float, default=240, help="seconds for the step")
-    parser.set_defaults(run=run)
+    return run(parser.parse_args())
 
 
 def run(options: argparse.Namespace) -> int:

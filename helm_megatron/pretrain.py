@@ -31,8 +31,8 @@ from helm_megatron.arguments import add_helm_args, config_from_args
 from helm_megatron.builder import HelmModelConfig
 from helm_megatron.checkpoint import compatibility, failures, files, reshard
 from helm_megatron.checks import ArgumentError, check_args
-from helm_megatron.data.batch import next_batch, train_valid_test_datasets
-from helm_megatron.data.fit import check_fit
+from helm_megatron.data.training.batch import next_batch, train_valid_test_datasets
+from helm_megatron.data.training.fit import check_fit
 from helm_megatron.optim import joined
 
 

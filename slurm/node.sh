@@ -9,7 +9,7 @@ case $what in
     preflight)
         # Of c10d's long-winded warnings, what matters is among the problems.
         export TORCH_CPP_LOG_LEVEL=ERROR
-        exec "$PYTHON" -m helm_megatron.preflight --node-rank "$SLURM_NODEID" \
+        exec "$PYTHON" -m helm_megatron.cluster.preflight --node-rank "$SLURM_NODEID" \
             --node-names "$NODE_NAMES" --master-addr "$MASTER_ADDR" --master-port "$MASTER_PORT" \
             --processes-per-node "$PROCESSES_PER_NODE" --gpus-per-node "$GPUS_PER_NODE" \
             --preflight-timeout "$PREFLIGHT_TIMEOUT" -- "$@"

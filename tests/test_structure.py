@@ -25,16 +25,28 @@ MAY_IMPORT = {
     "builder": {"model"},
     "arguments": {"config"},
     "data": {"__version__"},
-    "evaluation": set(),
+    "evaluation": {"conversion"},
     "plan": {
-        *("arguments", "builder", "checks", "layers", "moe", "platform", "pretrain", "specs"),
-        "verify",
+        *("arguments", "builder", "checks", "command_line", "layers", "moe", "platform"),
+        *("pretrain", "process_groups", "specs"),
     },
-    "cli": {"checks", "doctor", "plan"},
-    "verify": {"arguments", "builder", "checks", "model", "moe", "optim", "platform", "pretrain"},
-    "hf": {"analysis", "arguments", "builder", "checkpoint", "data", "pretrain", "specs"},
-    "node_checks": set(),
-    "preflight": {"node_checks"},
+    "commands": {
+        *("analysis", "checks", "conversion", "data", "evaluation", "hf", "platform", "pretrain"),
+    },
+    # It imports the module of the command that is chosen, by name.
+    "cli": set(),
+    "verify": {
+        *("arguments", "builder", "checks", "model", "moe", "optim", "platform", "pretrain"),
+        "process_groups",
+    },
+    "hf": set(),
+    "conversion": {
+        *("analysis", "arguments", "builder", "checkpoint", "checks", "command_line", "config"),
+        *("data", "geometry", "hf", "process_groups", "specs"),
+    },
+    "cluster": set(),
+    "process_groups": set(),
+    "command_line": {"checks", "pretrain"},
     "doctor": set(),
 }
 

@@ -1,45 +1,7 @@
 #!/usr/bin/env python
-"""Build Megatron's index cache before a job, so that all its nodes only read it.
+"""`helm-megatron build-data-cache` as a script; `--help` lists its flags."""
 
-Takes the training's own flags, all of them: the cache is found again by many. --data-cache-path
-says where it goes. Needs one process and no GPU, whatever the layout.
-
-Example:
-    python tools/build_data_cache.py --data-args-path blend.txt --split 99,1,0 \
-        --data-cache-path /shared/cache ...   # the dots: as for pretrain_helm.py
-"""
-
-import logging
-import sys
-import time
-from pathlib import Path
-
-from helm_megatron import platform
-
-platform.setup()  # before anything imports megatron
-
-from helm_megatron.checks import ArgumentError  # noqa: E402
-from helm_megatron.data.errors import DataError  # noqa: E402
-from helm_megatron.data_cache import build_cache, prepare  # noqa: E402
-
-
-def main() -> None:
-    """Run the tool; errors end it with one line and exit code 1."""
-    platform.use_compiled_helpers()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("megatron.core.datasets").setLevel(logging.INFO)  # its progress
-    start = time.monotonic()
-    try:
-        folder = Path(prepare().data_cache_path)
-        made, there = build_cache(folder)
-    except (ArgumentError, DataError, AssertionError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; nothing was written")
-    size, seconds = sum(path.stat().st_size for path in made), time.monotonic() - start
-    print(f"{folder}: {len(made)} new files, {size / 1e6:,.1f} MB, in {seconds:.1f} s", end=" ")
-    print(f"({there} files were there)")
-
+from helm_megatron.commands.build_data_cache import main
 
 if __name__ == "__main__":
     main()

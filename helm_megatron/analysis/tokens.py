@@ -7,10 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from helm_megatron.analysis import SAMPLES
 from helm_megatron.geometry import lorentz
-
-# Tokens of which the hyperbolicity is computed, at a cost that grows with their number cubed.
-SAMPLES = 300
 
 
 def radii(points: Tensor, c: float) -> Tensor:

@@ -20,7 +20,7 @@ SAMPLE_BY = ("line", "paragraph", "document")
 
 
 @dataclass(frozen=True)
-class Source:
+class TextSource:
     """One thing to read documents from.
 
     format is "jsonl", "text", "parquet", "disk" (a folder of `Dataset.save_to_disk`) or "hub"
@@ -49,7 +49,7 @@ def format_of(path: Path) -> str | None:
     return None if found == "parquet" and path.suffix in COMPRESSIONS else found
 
 
-def find_sources(inputs: Sequence[Path | str], split: str | None = None) -> list[Source]:
+def find_sources(inputs: Sequence[Path | str], split: str | None = None) -> list[TextSource]:
     """Return what to read for files, folders (with those below) and globs; sorted within each.
 
     Args:
@@ -74,10 +74,10 @@ def find_sources(inputs: Sequence[Path | str], split: str | None = None) -> list
     return sources
 
 
-def _sources_of(path: Path, split: str | None) -> list[Source]:
+def _sources_of(path: Path, split: str | None) -> list[TextSource]:
     if path.is_dir():
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
-            return [Source(str(path), "disk", _size_below(path), split=split)]
+            return [TextSource(str(path), "disk", _size_below(path), split=split)]
         files = [file for file in sorted(path.rglob("*")) if file.is_file() and format_of(file)]
         if not files:
             known = " ".join(FORMATS)
@@ -90,12 +90,12 @@ def _sources_of(path: Path, split: str | None) -> list[Source]:
     return [_file(path, kind)]
 
 
-def _file(path: Path, kind: str) -> Source:
+def _file(path: Path, kind: str) -> TextSource:
     try:
         status = path.stat()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    return Source(str(path), kind, status.st_size, status.st_mtime_ns)
+    return TextSource(str(path), kind, status.st_size, status.st_mtime_ns)
 
 
 def _size_below(folder: Path) -> int:

@@ -13,8 +13,9 @@ import numpy as np
 
 from helm_megatron import __version__
 from helm_megatron.data.errors import DataError
+from helm_megatron.data.hashes import FileHashes
 from helm_megatron.data.indexed import optimal_dtype, paths_of, read_index
-from helm_megatron.data.inputs import Source
+from helm_megatron.data.inputs import TextSource
 from helm_megatron.data.partial import Counts, PartialDataset, full_disk, publish
 from helm_megatron.data.pool import EncodedBatch, TokenizerSpec, encode_parallel
 from helm_megatron.data.progress import Progress
@@ -26,7 +27,6 @@ from helm_megatron.data.sidecar import (
     sidecar_path,
     write_sidecar,
 )
-from helm_megatron.data.sources import SourceHashes
 
 BAD_RECORDS_SHOWN = 10
 
@@ -58,7 +58,7 @@ def output_prefix_of(output_prefix: Path, key: str) -> Path:
 
 
 def preprocess(
-    sources: Sequence[Source],
+    sources: Sequence[TextSource],
     output_prefix: Path,
     tokenizer: TokenizerSpec,
     options: Options = Options(),
@@ -107,7 +107,7 @@ class _Run:
 
     def __init__(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[TextSource],
         output_prefix: Path,
         tokenizer: TokenizerSpec,
         options: Options,
@@ -167,7 +167,7 @@ class _Run:
                     " --overwrite to begin anew"
                 )
         self._partial.open(resume)
-        self._hashes = SourceHashes(self._partial.folder / "sources")
+        self._hashes = FileHashes(self._partial.folder / "sources")
 
     def encode(self) -> None:
         """Tokenize what is left of the sources."""

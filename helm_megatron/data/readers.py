@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from helm_megatron.data.errors import DataError
-from helm_megatron.data.inputs import Source
+from helm_megatron.data.inputs import TextSource
 from helm_megatron.data.lines import MAX_DOCUMENT_BYTES, open_text, read_pieces
 from helm_megatron.data.rows import Columns, read_rows
 
@@ -54,7 +54,7 @@ class Parsed:
 
 
 def read_batches(
-    sources: Sequence[Source],
+    sources: Sequence[TextSource],
     keys: Sequence[str] = ("text",),
     sample_by: str = "line",
     start: Position = Position(),
@@ -94,7 +94,7 @@ def read_batches(
 
 
 def _row_batches(
-    source: Source, keys: Sequence[str], at: Position, batch_bytes: int
+    source: TextSource, keys: Sequence[str], at: Position, batch_bytes: int
 ) -> Iterator[Batch]:
     records, consumed = at.records, 0
     for columns, size in read_rows(source, keys, batch_bytes, at.records):
@@ -104,7 +104,7 @@ def _row_batches(
         )
 
 
-def _whole_file(source: Source, number: int) -> Batch:
+def _whole_file(source: TextSource, number: int) -> Batch:
     with open_text(Path(source.path)) as (stream, raw):
         data = stream.read(MAX_DOCUMENT_BYTES + 1)
         consumed = raw.tell()

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from helm_megatron.data.errors import DataError
-from helm_megatron.data.inputs import Source
+from helm_megatron.data.inputs import TextSource
 
 if TYPE_CHECKING:
     import pyarrow
@@ -17,7 +17,9 @@ Columns = list[list[bytes | None]]
 ROWS = 32
 
 
-def read_rows(source: Source, keys: Sequence[str], piece_bytes: int, start: int) -> Iterator[Any]:
+def read_rows(
+    source: TextSource, keys: Sequence[str], piece_bytes: int, start: int
+) -> Iterator[Any]:
     """Yield `(columns, bytes of text)` of the rows from `start` on; a column for each key.
 
     Values stay undecoded: a worker tells which of them is not UTF-8.
@@ -40,7 +42,7 @@ def read_rows(source: Source, keys: Sequence[str], piece_bytes: int, start: int)
         yield pending, size
 
 
-def _parquet(source: Source, keys: Sequence[str], start: int) -> Iterator[pyarrow.RecordBatch]:
+def _parquet(source: TextSource, keys: Sequence[str], start: int) -> Iterator[pyarrow.RecordBatch]:
     import pyarrow
     from pyarrow import parquet
 
@@ -67,7 +69,7 @@ def _rows(file: Any, group: int) -> int:
     return file.metadata.row_group(group).num_rows
 
 
-def _dataset(source: Source, keys: Sequence[str], start: int) -> Iterator[pyarrow.Table]:
+def _dataset(source: TextSource, keys: Sequence[str], start: int) -> Iterator[pyarrow.Table]:
     try:
         dataset = _split(source)
         if dataset.column_names:
@@ -83,7 +85,7 @@ def _dataset(source: Source, keys: Sequence[str], start: int) -> Iterator[pyarro
         raise DataError(f"{source.path}: cannot be read as a dataset: {reason}") from error
 
 
-def _split(source: Source) -> Any:
+def _split(source: TextSource) -> Any:
     import datasets
 
     datasets.disable_progress_bars()
@@ -100,14 +102,14 @@ def _split(source: Source) -> Any:
     return dataset
 
 
-def _check_columns(names: Sequence[str], keys: Sequence[str], source: Source) -> None:
+def _check_columns(names: Sequence[str], keys: Sequence[str], source: TextSource) -> None:
     for key in keys:
         if key not in names:
             found = ", ".join(names)
             raise DataError(f"{source.path}: no column '{key}' (columns: {found}); see --json-keys")
 
 
-def _as_bytes(column: Any, key: str, source: Source) -> list[bytes | None]:
+def _as_bytes(column: Any, key: str, source: TextSource) -> list[bytes | None]:
     import pyarrow
 
     kind = column.type

@@ -1,33 +1,30 @@
 """The model to evaluate, as the Hugging Face folder that lm-eval loads."""
 
 import json
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from helm_megatron.conversion.exported import exported
 from helm_megatron.evaluation.errors import EvaluationError
 
 
 @contextmanager
-def hf_folder(
-    load: Path, converter: Path, workplace: Path, flags: Sequence[str] = ()
-) -> Iterator[Path]:
+def hf_folder(load: Path, workplace: Path, flags: Sequence[str] = ()) -> Iterator[Path]:
     """Yield a Hugging Face folder of the model at `load`.
 
-    A Megatron checkpoint is converted into a temporary folder of `workplace`, in a process of its
-    own: Megatron's memory is free again before lm-eval starts.
+    A Megatron checkpoint is converted into a temporary folder of `workplace`, and the result's
+    logits are checked against it.
 
     Args:
         load: a Hugging Face folder, or a checkpoint of pretrain_helm.py.
-        converter: path of tools/checkpoint/convert.py.
         flags: more of the converter's flags.
 
     Raises:
-        EvaluationError: there is no model, or it cannot be converted.
+        EvaluationError: there is no model, or none with a tokenizer of its own.
+        ExportError: it cannot be converted.
     """
     if (load / "config.json").is_file():
         if flags:
@@ -37,33 +34,10 @@ def hf_folder(
         return
     if not load.exists():
         raise EvaluationError(f"--load {load}: no such folder")
-    with tempfile.TemporaryDirectory(dir=workplace, prefix=".hf-") as folder:
-        exported = Path(folder, "hf")
-        print(f"converting {load} to Hugging Face's format", file=sys.stderr, flush=True)
-        convert(load, exported, converter, flags)
-        check_tokenizer(exported)
-        yield exported
-
-
-def convert(load: Path, save: Path, converter: Path, flags: Sequence[str]) -> None:
-    """Convert a Megatron checkpoint and check the result's logits against it.
-
-    Raises:
-        EvaluationError: with what the converter says.
-    """
-    command = [sys.executable, str(converter), *"--from megatron --to hf --load".split()]
-    command += [str(load), "--save", str(save), *flags]
-    done = subprocess.run(
-        command,
-        stdout=subprocess.DEVNULL,  # what Megatron says on its way
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-    )
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        reason = next((line for line in lines if line.startswith("error: ")), (lines or [""])[-1])
-        raise EvaluationError(reason.removeprefix("error: "))
+    print(f"converting {load} to Hugging Face's format", file=sys.stderr, flush=True)
+    with exported(load, flags, workplace) as folder:
+        check_tokenizer(folder)
+        yield folder
 
 
 def check_tokenizer(folder: Path) -> None:

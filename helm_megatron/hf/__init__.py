@@ -1,5 +1,4 @@
-"""HELM as a Hugging Face model, and conversion of checkpoints to it and back.
+"""HELM as a Hugging Face model: the files that travel with every exported checkpoint.
 
-`configuration_helm`, `modeling_helm` and the files that they import travel with every exported
-checkpoint; they need torch and transformers only.
+They need torch and transformers only; `helm_megatron.conversion` writes and reads such checkpoints.
 """

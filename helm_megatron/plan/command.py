@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from helm_megatron.checks import ArgumentError
 from helm_megatron.plan.cluster import Cluster
@@ -44,11 +44,9 @@ _OPTIONS: dict[str, tuple[str, type, str]] = {
 }
 
 
-def add_parser(subparsers: Any) -> None:
-    """Add the subcommand to the parsers of `helm-megatron`."""
-    parser = subparsers.add_parser(
-        "plan",
-        help="estimate memory, communication and step time of a recipe's layouts",
+def main() -> int:
+    """The command line; returns its exit code, 2 where its options cannot work."""
+    parser = argparse.ArgumentParser(
         description="Estimate memory, communication and step time of every layout of a recipe on "
         "a cluster, fastest first. Needs no GPU. The recipe's variables (GEOMETRY, SHAPE) are "
         "read from the environment; docs/plan.md says how exact each number is.",
@@ -67,7 +65,11 @@ def add_parser(subparsers: Any) -> None:
         )
     parser.add_argument("--top", type=int, default=10, help="layouts shown (default 10)")
     parser.add_argument("--json", action="store_true", help="every layout, as JSON")
-    parser.set_defaults(run=run)
+    try:
+        return run(parser.parse_args())
+    except ArgumentError as error:
+        print(f"helm-megatron: error: {error}", file=sys.stderr)
+        return 2
 
 
 def run(options: argparse.Namespace) -> int:

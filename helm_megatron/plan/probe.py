@@ -32,8 +32,8 @@ from helm_megatron.builder import HelmModelConfig
 from helm_megatron.layers import attention, dot_product
 from helm_megatron.moe import expert_runs
 from helm_megatron.plan.tracing import Section, Trace
+from helm_megatron.process_groups import process_groups
 from helm_megatron.specs import moe_pattern
-from helm_megatron.verify.layouts import process_groups
 
 # Attributes that make the probe a world of one pipeline stage without data parallelism.
 _ONE_STAGE: dict[str, Any] = {

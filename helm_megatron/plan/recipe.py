@@ -6,16 +6,15 @@ import contextlib
 import copy
 import io
 import os
-import sys
 import traceback
 from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
-from megatron.training.arguments import parse_args, validate_args
+from megatron.training.arguments import validate_args
 
+from helm_megatron import command_line
 from helm_megatron.checks import ArgumentError, check_args
-from helm_megatron.pretrain import add_args
 
 
 def parse(flags: Sequence[str]) -> Namespace:
@@ -24,15 +23,7 @@ def parse(flags: Sequence[str]) -> Namespace:
     Raises:
         ArgumentError: a flag is unknown or its value is not valid.
     """
-    argv, errors = sys.argv, io.StringIO()
-    sys.argv = ["recipe", *flags]
-    try:
-        with contextlib.redirect_stderr(errors):
-            args = parse_args(add_args)
-    except SystemExit as error:
-        raise ArgumentError(errors.getvalue().strip().rsplit("error: ")[-1]) from error
-    finally:
-        sys.argv = argv
+    args = command_line.parse(flags)
     args.mock_data, args.data_path = True, None
     return args
 

@@ -19,9 +19,10 @@ from megatron.training.arguments import parse_args, validate_args
 
 from helm_megatron.checks import ArgumentError, check_args
 from helm_megatron.pretrain import add_args
+from helm_megatron.process_groups import process_groups
 from helm_megatron.verify import shrink
 from helm_megatron.verify.compare import compare, write_reference
-from helm_megatron.verify.layouts import is_first, job, process_groups
+from helm_megatron.verify.layouts import is_first, job
 from helm_megatron.verify.result import (
     BF16,
     FP32,

@@ -3,8 +3,8 @@ import json
 
 import pytest
 
-from helm_megatron.data.blend import BY_SPLIT, IN_ONE, parse_blend, prefixes_of
 from helm_megatron.data.errors import DataError
+from helm_megatron.data.training.blend import BY_SPLIT, IN_ONE, parse_blend, prefixes_of
 
 
 def flags(**given) -> argparse.Namespace:

@@ -7,11 +7,11 @@ import tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from helm_megatron.data.errors import DataError
-from helm_megatron.data.fit import check_fit
 from helm_megatron.data.inputs import find_sources
 from helm_megatron.data.pool import TokenizerSpec
 from helm_megatron.data.preprocess import Options, preprocess
 from helm_megatron.data.tokenizer_training import train_tokenizer
+from helm_megatron.data.training.fit import check_fit
 from tests.pretrain.runs import DENSE, ROOT
 
 START = DENSE.index("--mock-data")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from helm_megatron.data.errors import DataError
-from helm_megatron.data.inputs import Source, find_sources
+from helm_megatron.data.inputs import TextSource, find_sources
 from helm_megatron.data.readers import Batch, Position, parse_batch, read_batches
 
 TEXTS = ["one", "two\nlines", "日本語 🙂", "", "  spaces ", "x" * 5000] * 20
@@ -44,7 +44,7 @@ def documents(batches, keys=("text",)):
     return [text for batch in batches for (text,) in parse_batch(batch, keys).documents]
 
 
-def write(folder: Path, kind: str) -> Source:
+def write(folder: Path, kind: str) -> TextSource:
     """The texts as one kind of input."""
     table = pyarrow.table({"id": range(len(TEXTS)), "text": TEXTS})
     if kind == "parquet":
@@ -57,7 +57,7 @@ def write(folder: Path, kind: str) -> Source:
         return find_sources([folder / "saved"])[0]
     elif kind == "hub":
         (folder / "a.jsonl").write_bytes(jsonl(TEXTS))
-        return Source(str(folder), "hub", split="train")
+        return TextSource(str(folder), "hub", split="train")
     else:
         (folder / f"a.jsonl{kind}").write_bytes(COMPRESS[kind](jsonl(TEXTS)))
     return find_sources([folder])[0]
@@ -206,7 +206,7 @@ def test_damaged_and_unfit_tables_are_named(tmp_path):
         list(read_batches(find_sources([tmp_path / "saved"])))
     assert documents(read_batches(find_sources([tmp_path / "saved"], "train"))) == ["a"]
     with pytest.raises(DataError, match="nowhere: cannot be read as a dataset"):
-        list(read_batches([Source(str(tmp_path / "nowhere"), "hub", split="train")]))
+        list(read_batches([TextSource(str(tmp_path / "nowhere"), "hub", split="train")]))
 
 
 def test_a_line_without_end_is_refused(tmp_path, monkeypatch):

@@ -12,8 +12,9 @@ platform.setup()
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
 from helm_megatron.plan.recipe import parse, validate  # noqa: E402
+from helm_megatron.process_groups import process_groups  # noqa: E402
 from helm_megatron.verify.compare import gradients, named_tensors, perturb  # noqa: E402
-from helm_megatron.verify.layouts import job, process_groups  # noqa: E402
+from helm_megatron.verify.layouts import job  # noqa: E402
 
 COMMON = """
     --num-layers 1 --hidden-size 32 --ffn-hidden-size 48 --num-attention-heads 2

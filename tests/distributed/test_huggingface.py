@@ -9,10 +9,11 @@ import torch
 from cases import EP2, PP2, TP2, TP2_PP2, TP2_SP
 
 from helm_megatron.checkpoint.files import read_only_data
-from helm_megatron.checkpoint.stored import StoredParameters
-from helm_megatron.hf import in_megatron, settings
-from helm_megatron.hf.convert import Source, export
-from helm_megatron.hf.text import Text
+from helm_megatron.conversion import in_megatron, settings
+from helm_megatron.conversion.source_model import SourceModel
+from helm_megatron.conversion.stored import StoredParameters
+from helm_megatron.conversion.text import Text
+from helm_megatron.conversion.to_hf import export
 from tests.hf.models import MICE_LORENTZ, model_config
 
 MICE_REFERENCE_LORENTZ = dataclasses.replace(
@@ -30,11 +31,11 @@ CASES = [
 ]
 
 
-def export_of(folder: Path, model: cases.Model) -> Source:
+def export_of(folder: Path, model: cases.Model) -> SourceModel:
     read_only_data()
     config = dataclasses.replace(model_config(model), vocab_size=cases.VOCABULARY)
     load = in_megatron.from_checkpoint(folder)
-    return Source(
+    return SourceModel(
         str(folder),
         StoredParameters(folder),
         settings.hf_config(config, cases.VOCABULARY),

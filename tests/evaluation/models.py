@@ -3,7 +3,8 @@
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from helm_megatron.hf.convert import Source, export
+from helm_megatron.conversion.source_model import SourceModel
+from helm_megatron.conversion.to_hf import export
 from tests.distributed import cases
 from tests.hf.models import VOCABULARY, source
 
@@ -22,7 +23,7 @@ def save_tokenizer(folder):
     fast.save_pretrained(folder)
 
 
-def exported(folder) -> Source:
+def exported(folder) -> SourceModel:
     """Export the model into `folder`; returns Megatron's side of it."""
     model = source(cases.MICE)
     export(model, folder, verify=False)

@@ -24,7 +24,7 @@ from helm_megatron.plan.layout import ONE, Layout  # noqa: E402
 from helm_megatron.plan.parts import PartsOf  # noqa: E402
 from helm_megatron.plan.recipe import parse, validate  # noqa: E402
 from helm_megatron.plan.shell import read  # noqa: E402
-from helm_megatron.verify.layouts import process_groups  # noqa: E402
+from helm_megatron.process_groups import process_groups  # noqa: E402
 
 logging.disable(logging.WARNING)
 

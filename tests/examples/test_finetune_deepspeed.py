@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from helm_megatron.hf.convert import export
-from helm_megatron.hf.to_megatron import convert_folder
+from helm_megatron.conversion.to_hf import export
+from helm_megatron.conversion.to_megatron import convert_folder
 from tests.evaluation.models import save_tokenizer
 from tests.hf import models
 

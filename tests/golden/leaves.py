@@ -17,9 +17,9 @@ from megatron.core.transformer.spec_utils import build_module
 from released import DEVICE, assert_gradients, under
 from torch import Tensor
 
-from helm_megatron.checkpoint.release import from_release
-from helm_megatron.checkpoint.release_config import config_from_release
 from helm_megatron.config import HelmConfig, attach
+from helm_megatron.conversion.release.config import config_from_release
+from helm_megatron.conversion.release.names import from_release
 from helm_megatron.geometry import lorentz
 from helm_megatron.geometry.reference import lift
 from helm_megatron.specs import layer_spec, leaves_of

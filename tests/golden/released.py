@@ -11,7 +11,7 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.moe.moe_logging import MoEMetricsTracker
 from torch import Tensor
 
-from helm_megatron.checkpoint.release import is_ignored, to_release
+from helm_megatron.conversion.release.names import is_ignored, to_release
 from helm_megatron.moe.router import MiceRouter
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -10,11 +10,11 @@ from released import model_cases, under
 
 from helm_megatron.checkpoint import compatibility
 from helm_megatron.checkpoint.files import CheckpointError, read_only_data
-from helm_megatron.checkpoint.stored import StoredParameters
-from helm_megatron.hf import mapping, sources, to_megatron
-from helm_megatron.hf.convert import ConversionError, export
+from helm_megatron.conversion import hf_names, sources, to_megatron
+from helm_megatron.conversion.stored import StoredParameters
+from helm_megatron.conversion.to_hf import ConversionError, export
 from helm_megatron.hf.modeling_helm import HelmForCausalLM
-from tests.hf.tool import convert, refused
+from tests.conversion.tool import convert, refused
 
 pytestmark = pytest.mark.usefixtures("one_process")
 
@@ -60,7 +60,7 @@ def test_to_megatron(case: str, tmp_path: Path) -> None:
     source = sources.release(path, released)
     stored = StoredParameters(tmp_path / "m" / "release")
     for name in source.parameters.names():
-        if mapping.ignored(name) is not None:
+        if hf_names.ignored(name) is not None:
             continue
         before, after = source.parameters.read(name), stored.read(name)
         assert torch.equal(after[: len(before)], before), name

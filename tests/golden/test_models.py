@@ -24,8 +24,8 @@ from released import (
 )
 from torch import Tensor
 
-from helm_megatron.checkpoint.release import load_release
-from helm_megatron.checkpoint.release_config import config_from_release
+from helm_megatron.conversion.release.config import config_from_release
+from helm_megatron.conversion.release.names import load_release
 from helm_megatron.model import build_model
 from helm_megatron.moe.router import MiceRouter
 

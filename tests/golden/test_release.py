@@ -8,14 +8,14 @@ from golden import assert_close, load
 from released import model_cases, under
 from torch import Tensor
 
-from helm_megatron.checkpoint.release import (
+from helm_megatron.config import ambient_residual_scale
+from helm_megatron.conversion.release.config import config_from_release
+from helm_megatron.conversion.release.names import (
     from_release,
     is_ignored,
     load_release,
     to_release,
 )
-from helm_megatron.checkpoint.release_config import config_from_release
-from helm_megatron.config import ambient_residual_scale
 from helm_megatron.model import build_model
 
 

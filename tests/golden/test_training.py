@@ -26,8 +26,8 @@ from released import under
 from test_models import arguments, build, use_fp64_rotary
 from torch import Tensor
 
-from helm_megatron.checkpoint import release
 from helm_megatron.config import attach
+from helm_megatron.conversion.release import names as release
 from helm_megatron.moe import curvature
 from helm_megatron.moe.bias import update_selection_biases
 from helm_megatron.optim import groups

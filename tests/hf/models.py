@@ -10,10 +10,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from helm_megatron.builder import HelmModelConfig
 from helm_megatron.config import HelmConfig, attach
-from helm_megatron.hf import in_megatron, settings
-from helm_megatron.hf.convert import Source, export
+from helm_megatron.conversion import in_megatron, settings
+from helm_megatron.conversion.source_model import SourceModel
+from helm_megatron.conversion.text import Text
+from helm_megatron.conversion.to_hf import export
 from helm_megatron.hf.modeling_helm import HelmForCausalLM
-from helm_megatron.hf.text import Text
+from helm_megatron.process_groups import one_process
 from tests.distributed import cases
 from tests.distributed.cases import BASE, CURVED, LATENT, MOE, Model
 from tests.layers.models import perturb
@@ -111,10 +113,10 @@ class InMemory:
         return self.state[name]
 
 
-def source(model: Model, dtype: torch.dtype = torch.float32, vocabulary=VOCABULARY) -> Source:
+def source(model: Model, dtype: torch.dtype = torch.float32, vocabulary=VOCABULARY) -> SourceModel:
     """A Megatron model with random parameters, none of them trivial."""
     config = model_config(model, dtype)
-    with in_megatron.one_process():
+    with one_process():
         megatron = perturb(in_megatron.build(config))
         for buffer, bias in megatron.named_buffers():
             if buffer.endswith("expert_bias"):
@@ -122,7 +124,7 @@ def source(model: Model, dtype: torch.dtype = torch.float32, vocabulary=VOCABULA
     state = megatron.state_dict()
     if config.share_embeddings_and_output_weights:
         state.pop("output_layer.weight", None)
-    return Source(
+    return SourceModel(
         model.name,
         InMemory({name: tensor for name, tensor in state.items() if tensor is not None}),
         settings.hf_config(config, vocabulary),
@@ -158,13 +160,15 @@ class MadeOnDemand:
         return torch.rand(self.shapes[name])
 
 
-def large() -> Source:
+def large() -> SourceModel:
     """A model of 256 MiB in tensors of at most 8."""
     sizes = dict(num_layers=16, hidden_size=512, ffn_hidden_size=2048, num_attention_heads=8)
     config = model_config(Model("large", {**BASE, **sizes}, CURVED))
     config.transformer.perform_initialization = False
     config.transformer.use_cpu_initialization = True
-    with in_megatron.one_process(), FakeTensorMode():
+    with one_process(), FakeTensorMode():
         megatron = in_megatron.build(config)
     shapes = {name: tuple(p.shape) for name, p in megatron.named_parameters()}
-    return Source("large", MadeOnDemand(shapes), settings.hf_config(config, PADDED), Text(), None)
+    return SourceModel(
+        "large", MadeOnDemand(shapes), settings.hf_config(config, PADDED), Text(), None
+    )

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from helm_megatron.hf.convert import TOLERANCE, export
+from helm_megatron.conversion.to_hf import TOLERANCE, export
 from tests.hf import models
 
 pytestmark = pytest.mark.usefixtures("one_process")

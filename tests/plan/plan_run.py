@@ -20,7 +20,8 @@ from helm_megatron.plan.parts import PartsOf, total  # noqa: E402
 from helm_megatron.plan.recipe import parse, validate  # noqa: E402
 from helm_megatron.plan.stages import kinds, memory, stages  # noqa: E402
 from helm_megatron.plan.tracing import SMALL  # noqa: E402
-from helm_megatron.verify.layouts import job, process_groups  # noqa: E402
+from helm_megatron.process_groups import process_groups  # noqa: E402
+from helm_megatron.verify.layouts import job  # noqa: E402
 
 # Plans are of runs on GPUs; on the CPU attention computes in fp32 whatever the model's type.
 attention.computed_in = lambda x: x

@@ -22,7 +22,7 @@ ANSWER = re.compile(r"answer is \(([ABCD])\)")
 
 
 def wordnet_hypernymy(**_: Any) -> DatasetDict:
-    """Return the questions that tools/make_wordnet_questions.py made of WordNet."""
+    """Return the questions that examples/wordnet/make_questions.py made of WordNet."""
     with gzip.open(HERE / "wordnet_hypernymy.jsonl.gz", "rt", encoding="utf-8") as lines:
         return DatasetDict(test=Dataset.from_list([json.loads(line) for line in lines]))
 

@@ -1,0 +1,80 @@
+"""Build Megatron's index cache before a job, so that all its nodes only read it.
+
+Takes the training's own flags, all of them: the cache is found again by many. --data-cache-path
+says where it goes. Needs one process and no GPU, whatever the layout.
+
+Example:
+    python tools/build_data_cache.py --data-args-path blend.txt --split 99,1,0 \
+        --data-cache-path /shared/cache ...   # the dots: as for pretrain_helm.py
+"""
+
+import argparse
+import logging
+import math
+import sys
+import time
+from pathlib import Path
+
+from helm_megatron import platform
+
+platform.setup()  # before anything imports megatron
+
+from megatron.training import get_tokenizer  # noqa: E402
+from megatron.training.arguments import parse_args, validate_args  # noqa: E402
+from megatron.training.global_vars import set_global_variables  # noqa: E402
+from megatron.training.training import update_train_iters  # noqa: E402
+
+from helm_megatron.checks import ArgumentError, check_args  # noqa: E402
+from helm_megatron.data.errors import DataError  # noqa: E402
+from helm_megatron.data.training.cache import build_cache  # noqa: E402
+from helm_megatron.data.training.fit import check_fit  # noqa: E402
+from helm_megatron.pretrain import add_args  # noqa: E402
+
+
+def prepare() -> argparse.Namespace:
+    """Set Megatron up, in one process, for the data of a training command.
+
+    The flags are all those of the training, as the names of the cache's files depend on many.
+
+    Raises:
+        ArgumentError, DataError, AssertionError, ValueError: the flags cannot work.
+    """
+    args = parse_args(add_args)
+    check_args(args)
+    if args.mock_data or not args.data_cache_path:
+        raise ArgumentError("--data-cache-path is missing: the folder of the cache")
+    if args.global_batch_size is None:
+        raise ArgumentError(
+            "--global-batch-size is missing: without it the number of samples depends on the ranks"
+        )
+    # As many ranks as the layout needs at least; how many there are does not change the data.
+    dense = args.tensor_model_parallel_size * args.context_parallel_size
+    experts = args.expert_model_parallel_size * (args.expert_tensor_parallel_size or 1)
+    args.world_size = math.lcm(dense, experts) * args.pipeline_model_parallel_size
+    # Here the cache is built, not read, and no rank is the one that writes logs.
+    args.dataloader_fast_cache_load = args.dataloader_defer_npy_index_mmap = False
+    args.rank = -1
+    validate_args(args)
+    set_global_variables(args)
+    check_fit(args, get_tokenizer())
+    if args.train_samples:
+        update_train_iters(args)
+    return args
+
+
+def main() -> None:
+    """Run the tool; errors end it with one line and exit code 1."""
+    platform.use_compiled_helpers()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("megatron.core.datasets").setLevel(logging.INFO)  # its progress
+    start = time.monotonic()
+    try:
+        folder = Path(prepare().data_cache_path)
+        made, there = build_cache(folder)
+    except (ArgumentError, DataError, AssertionError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; nothing was written")
+    size, seconds = sum(path.stat().st_size for path in made), time.monotonic() - start
+    print(f"{folder}: {len(made)} new files, {size / 1e6:,.1f} MB, in {seconds:.1f} s", end=" ")
+    print(f"({there} files were there)")

@@ -1,0 +1,149 @@
+"""Evaluate a model by stock lm-eval: a Megatron checkpoint or a Hugging Face folder.
+
+A Megatron checkpoint is converted first, into a folder that is removed afterwards; see
+tools/checkpoint/convert.py to keep it. --tasks takes any of lm-eval's tasks, and two presets:
+`offline` needs no network (WordNet hypernymy, MMLU's dev questions), `paper` is the HELM paper's
+list with its numbers of shots (CommonsenseQA, HellaSwag, OpenBookQA, MMLU, ARC-Challenge).
+
+Example:
+    python tools/evaluate.py --load checkpoints --tasks offline --output-dir evaluation
+
+writes scores.md, scores.json, scores.png, and lm-eval's own lm_eval.json and lm_eval.log.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from helm_megatron.commands.options import positive
+from helm_megatron.conversion.exported import ExportError
+from helm_megatron.data.errors import DataError
+from helm_megatron.data.output import staged
+from helm_megatron.evaluation.errors import EvaluationError
+from helm_megatron.evaluation.harness import Options, Outcome, run
+from helm_megatron.evaluation.model import hf_folder
+from helm_megatron.evaluation.presets import task_names
+from helm_megatron.evaluation.scores import markdown, read_scores
+
+
+def parse_args() -> argparse.Namespace:
+    """Parse the command line; what goes to lm-eval unchanged is named as there."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--load", type=Path, required=True, help="Megatron checkpoints or Hugging Face folder"
+    )
+    parser.add_argument("--ckpt-step", type=int, help="iteration to evaluate (default: the latest)")
+    parser.add_argument(
+        "--tokenizer-model", help="tokenizer, if it is not where the checkpoint's arguments say"
+    )
+    parser.add_argument("--output-dir", type=Path, required=True, help="folder for the scores")
+    parser.add_argument(
+        "--tasks",
+        default="offline",
+        help="presets, tasks and YAML files, comma-separated (default: offline)",
+    )
+    parser.add_argument("--limit", type=positive, help="only so many questions of every task")
+    parser.add_argument("--num-fewshot", type=int, help="shots, instead of each task's own")
+    parser.add_argument("--batch-size", default="8", help="or auto (default: 8)")
+    parser.add_argument("--device", help="cuda, cuda:1, cpu, ... (default: a GPU if there is one)")
+    parser.add_argument("--dtype", default="auto", help="float32, bfloat16 (default: the model's)")
+    parser.add_argument(
+        "--log-samples", action="store_true", help="write samples_TASK.jsonl: every answer"
+    )
+    parser.add_argument(
+        "--update-card",
+        action="store_true",
+        help="put the scores into the model card (README.md) of an exported folder",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace existing scores")
+    return parser.parse_args()
+
+
+def write(outcome: Outcome, args: argparse.Namespace) -> str:
+    """Write all files of the output folder, and return the table."""
+    from helm_megatron.evaluation.chart import draw  # it imports matplotlib, seconds
+
+    scores = read_scores(outcome.results)
+    table = markdown(scores)
+    if outcome.truncated:
+        context = outcome.results["max_length"]
+        table += f"Prompts longer than the model's {context} tokens lost their beginning.\n"
+    summary = {
+        "model": str(args.load),
+        "tasks": args.tasks,
+        "limit": args.limit,
+        "truncated_prompts": outcome.truncated,
+        "lm_eval": outcome.results.get("lm_eval_version"),
+        "scores": [asdict(score) for score in scores],
+    }
+    texts = {f"samples_{task}.jsonl": text for task, text in outcome.samples.items()}
+    texts["lm_eval.json"] = json.dumps(outcome.results, indent=2) + "\n"
+    texts["scores.md"] = table
+    names = [*texts, "scores.png", "scores.json"]
+    with staged([args.output_dir / name for name in names], True) as [*paths, chart, last]:
+        for path, text in zip(paths, texts.values(), strict=True):
+            path.write_text(text, encoding="utf-8")
+        draw(scores, args.load.resolve().name, chart)
+        last.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return table
+
+
+def evaluate(args: argparse.Namespace) -> str:
+    """Run lm-eval on the model and return the table of scores."""
+    if args.update_card and not (args.load / "README.md").is_file():
+        raise EvaluationError(f"--update-card: {args.load} has no README.md")
+    finished = args.output_dir / "scores.json"
+    if finished.exists() and not args.overwrite:
+        raise EvaluationError(f"{finished} exists; pass --overwrite to replace it")
+    options = Options(
+        task_names(args.tasks),
+        batch_size=args.batch_size,
+        device=args.device,
+        dtype=args.dtype,
+        limit=args.limit,
+        num_fewshot=args.num_fewshot,
+        log_samples=args.log_samples,
+    )
+    flags = []
+    for flag, value in (
+        ("--ckpt-step", args.ckpt_step),
+        ("--tokenizer-model", args.tokenizer_model),
+    ):
+        flags += [] if value is None else [flag, str(value)]
+    try:
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        with hf_folder(args.load, args.output_dir, flags) as folder:
+            outcome = run(folder, options, args.output_dir / "lm_eval.log")
+    except OSError as error:
+        raise EvaluationError(f"{error.filename}: {error.strerror}") from error
+    table = write(outcome, args)
+    if args.update_card:
+        update_card(args.load, args.output_dir / "lm_eval.json")
+    return table
+
+
+def update_card(folder: Path, results: Path) -> None:
+    """Put lm-eval's results into the model card of an exported folder."""
+    from helm_megatron.conversion.card import set_evaluation  # it imports torch, seconds
+
+    try:
+        set_evaluation(folder, results)
+    except ValueError as error:
+        raise EvaluationError(str(error)) from error
+
+
+def main() -> None:
+    """Run the tool; a problem ends it with one line and exit code 1."""
+    args = parse_args()
+    try:
+        table = evaluate(args)
+    except (DataError, EvaluationError, ExportError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; no scores were written")
+    print(table, end="")
+    print(f"\nscores.md, scores.json, scores.png: {args.output_dir}", file=sys.stderr)

@@ -1,0 +1,1 @@
+"""Checkpoints between Megatron, Hugging Face and the authors' release."""

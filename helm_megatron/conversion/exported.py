@@ -1,0 +1,51 @@
+"""A Megatron checkpoint as a Hugging Face folder for a while, for what needs one."""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class ExportError(Exception):
+    """A checkpoint that cannot be exported; the message is one line."""
+
+
+@contextmanager
+def exported(
+    load: Path, flags: Sequence[str] = (), workplace: Path | None = None
+) -> Iterator[Path]:
+    """Yield a Hugging Face folder of a checkpoint of pretrain_helm.py, removed at the end.
+
+    `helm-megatron convert` makes it in a process of its own: Megatron's memory is free again at
+    once, and what it changes in torch on a CPU is not there for those who use the folder.
+
+    Args:
+        load: a folder of checkpoints, or one of them.
+        flags: more of the converter's flags.
+        workplace: where the folder is made (default: the system's temporary directory).
+
+    Raises:
+        ExportError: with what the converter says.
+    """
+    with tempfile.TemporaryDirectory(dir=workplace, prefix=".hf-") as temporary:
+        folder = Path(temporary, "hf")
+        command = [sys.executable, "-m", "helm_megatron.cli", "convert"]
+        command += [*"--from megatron --to hf --load".split(), str(load)]
+        done = subprocess.run(
+            [*command, "--save", str(folder), *flags],
+            stdout=subprocess.DEVNULL,  # what Megatron says on its way
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        )
+        if done.returncode:
+            raise ExportError(_reason(done.stderr))
+        yield folder
+
+
+def _reason(said: str) -> str:
+    lines = [line for line in said.splitlines() if line.strip()]
+    reason = next((line for line in lines if line.startswith("error: ")), (lines or [""])[-1])
+    return reason.removeprefix("error: ")

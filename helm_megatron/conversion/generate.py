@@ -1,0 +1,80 @@
+"""Text from a prompt, from a Hugging Face folder or a Megatron checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from helm_megatron.conversion.exported import exported
+from helm_megatron.conversion.hf_folder import is_helm, read_config
+from helm_megatron.conversion.to_hf import ConversionError
+from helm_megatron.hf.modeling_helm import HelmForCausalLM
+
+
+@contextlib.contextmanager
+def as_hf_folder(
+    load: Path, *, step: int | None = None, tokenizer_model: str | None = None
+) -> Iterator[Path]:
+    """`load` itself if it is a Hugging Face folder of a HELM model, else a temporary export of it.
+
+    Raises:
+        ConversionError, ExportError: it is neither.
+    """
+    if (load / "config.json").is_file():
+        if not is_helm(load):
+            raise ConversionError(f"--load {load} does not hold a HELM model")
+        yield load
+        return
+    flags = ["--no-verify"]
+    flags += [] if step is None else ["--ckpt-step", str(step)]
+    flags += [] if tokenizer_model is None else ["--tokenizer-model", tokenizer_model]
+    with exported(load, flags) as folder:
+        yield folder
+
+
+def generate(
+    folder: Path,
+    prompts: Sequence[str],
+    *,
+    dtype: str = "auto",
+    device: str = "cpu",
+    **options: Any,
+) -> list[str]:
+    """The continuation of each prompt; `options` are those of transformers' `generate`.
+
+    Raises:
+        ConversionError: the folder has no tokenizer, a prompt has no tokens, or transformers
+            refuses the options.
+    """
+    if not (folder / "tokenizer_config.json").is_file():
+        raise ConversionError("the model has no tokenizer: it was trained on numbers")
+    # With the config it need not look for the class of an unknown kind of model.
+    config = read_config(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
+    model = HelmForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
+    batch = tokenizer(list(prompts), padding=True, return_tensors="pt").to(device)
+    if not bool(batch.attention_mask.any(-1).all()):
+        raise ConversionError("--prompt is empty: it needs at least one token")
+    try:
+        with torch.no_grad():
+            tokens = model.generate(**batch, **options)
+    except ValueError as error:
+        raise ConversionError(str(error).splitlines()[0]) from error
+    return [continuation(tokenizer, row, batch.input_ids.shape[1]) for row in tokens.cpu().tolist()]
+
+
+def continuation(tokenizer: Any, tokens: Sequence[int], prompt: int) -> str:
+    """The text that tokens from index `prompt` on add to that of the tokens before."""
+    before, whole = (
+        tokenizer.decode(part, skip_special_tokens=True) for part in (tokens[:prompt], tokens)
+    )
+    if whole.startswith(before):
+        # By themselves they would lose the space that they begin with: some tokenizers put one
+        # before every text, and take it off again.
+        return whole.removeprefix(before)
+    return tokenizer.decode(tokens[prompt:], skip_special_tokens=True)

@@ -1,0 +1,161 @@
+"""What has Megatron's names: a Megatron checkpoint, or one of the authors' release."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import dist_checkpointing
+from megatron.training.checkpointing import get_checkpoint_name, get_checkpoint_tracker_filename
+
+from helm_megatron.builder import HelmModelConfig
+from helm_megatron.checkpoint import compatibility, files
+from helm_megatron.checkpoint.files import CheckpointError
+from helm_megatron.conversion import in_megatron, settings
+from helm_megatron.conversion.release.config import config_from_release
+from helm_megatron.conversion.release.files import ReleasedTensors, read_release
+from helm_megatron.conversion.source_model import SourceModel
+from helm_megatron.conversion.stored import StoredParameters
+from helm_megatron.conversion.text import Text
+from helm_megatron.conversion.to_hf import ConversionError
+
+
+def checkpoint_folder(load: Path, step: int | None = None) -> Path:
+    """The folder of one iteration: `load` itself, the given step, or what the tracker file names.
+
+    Raises:
+        CheckpointError: there is no checkpoint.
+    """
+    if (load / ".metadata").is_file():
+        return load
+    if step is not None:
+        return Path(get_checkpoint_name(str(load), step, return_base_dir=True))
+    tracker = Path(get_checkpoint_tracker_filename(str(load)))
+    latest = tracker.read_text().strip() if tracker.is_file() else ""
+    if latest != "release" and not latest.isdecimal():
+        raise CheckpointError(f"--load {load}: no checkpoint: there is no iteration in {tracker}")
+    release = latest == "release"
+    iteration = 0 if release else int(latest)
+    return Path(get_checkpoint_name(str(load), iteration, release, return_base_dir=True))
+
+
+def megatron(
+    load: Path, *, step: int | None = None, tokenizer_model: str | None = None
+) -> SourceModel:
+    """A checkpoint of pretrain_helm.py, of any layout.
+
+    `tokenizer_model` replaces the path in the checkpoint's arguments.
+
+    Raises:
+        CheckpointError, ConversionError, SettingsError, TextError: it cannot be exported.
+    """
+    files.read_only_data()
+    folder = checkpoint_folder(load, step)
+    parameters = StoredParameters(folder)
+    args = compatibility.saved_args(folder)
+    if args is None or not hasattr(args, "geometry"):
+        raise ConversionError(f"{folder} is not a checkpoint of pretrain_helm.py")
+    # The arguments have the one at which the run started.
+    args.iteration = dist_checkpointing.load_common_state_dict(str(folder))["iteration"]
+    text = text_of(args, tokenizer_model)
+    vocab_size, ids = text.vocabulary() if text.has_tokenizer else (args.vocab_size, {})
+    rows = parameters.shape("embedding.word_embeddings.weight")[0]
+    if vocab_size is None or vocab_size > rows:
+        raise ConversionError(
+            f"{folder} has {rows} embeddings, the tokenizer {vocab_size} tokens: not its own; "
+            "--tokenizer-model names the right one"
+        )
+    model = settings.one_process_model_config(args)
+    in_fp32 = settings.one_process_model_config(settings.in_fp32(args))
+    return SourceModel(
+        str(folder),
+        parameters,
+        settings.hf_config(model, vocab_size, **ids),
+        text,
+        lambda tokens: in_megatron.logits(
+            in_fp32, in_megatron.from_checkpoint(folder), tokens, vocab_size
+        ),
+        args,
+    )
+
+
+def text_of(args: argparse.Namespace, tokenizer_model: str | None) -> Text:
+    """The tokenizer of a checkpoint's arguments."""
+    model: Any = tokenizer_model or args.tokenizer_model
+    if args.tokenizer_type == "NullTokenizer":
+        return Text()
+    return Text(args.tokenizer_type, str(model))
+
+
+def release(path: Path, config_file: Path, *, tokenizer: str | None = None) -> SourceModel:
+    """A `Step*.pt` file of the authors' release.
+
+    The file does not say all about its model: `config_file` holds, in JSON, the arguments that its
+    model was built with there (`arch` for HELM-D). `tokenizer` is a Hugging Face tokenizer.
+
+    Raises:
+        CheckpointError, ConversionError, SettingsError, TextError: it cannot be exported.
+    """
+    state = read_release(path)
+    released = _read_json(config_file)
+    dtype = next(tensor.dtype for name, tensor in state.items() if name.endswith(".weight"))
+    parameters = _released_parameters(path, state, released, dtype)
+    vocab_size = parameters.shape("embedding.word_embeddings.weight")[0]
+    fp32 = _released_model(path, state, released, torch.float32, vocab_size)
+    model = _released_model(path, state, released, dtype, vocab_size)
+    text = Text("HuggingFaceTokenizer", tokenizer) if tokenizer else Text()
+    size, ids = text.vocabulary() if tokenizer else (vocab_size, {})
+    if size > vocab_size:
+        raise ConversionError(
+            f"{path} has {vocab_size} embeddings, the tokenizer {size} tokens: not its own; "
+            "--tokenizer-model names the right one"
+        )
+    return SourceModel(
+        str(path),
+        parameters,
+        settings.hf_config(model, vocab_size, **ids),
+        text,
+        lambda tokens: in_megatron.logits(
+            fp32, in_megatron.from_release(state), tokens, vocab_size
+        ),
+        training_flags=("--mice-bias-update", model.transformer.helm.mice_bias_update)
+        if model.transformer.num_moe_experts
+        else (),
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConversionError(f"--release-config {path}: {error}") from error
+    if not isinstance(found, dict):
+        raise ConversionError(f"--release-config {path}: not a JSON object of names and values")
+    return found
+
+
+def _released_model(
+    path: Path, state: dict[str, torch.Tensor], released: Any, dtype: torch.dtype, vocab_size: int
+) -> HelmModelConfig:
+    try:
+        config = config_from_release(released, state, dtype)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConversionError(f"{path}: {error}") from error
+    return HelmModelConfig(
+        transformer=config,
+        vocab_size=vocab_size,
+        should_pad_vocab=False,
+        seq_length=released.get("max_seq_len") or released.get("context_length") or 2048,
+        position_embedding_type="rope",
+        share_embeddings_and_output_weights=False,
+    )
+
+
+def _released_parameters(
+    path: Path, state: dict[str, torch.Tensor], released: Any, dtype: torch.dtype
+) -> ReleasedTensors:
+    model = _released_model(path, state, released, dtype, vocab_size=0)
+    return ReleasedTensors(path, state, model.transformer)
