@@ -48,10 +48,15 @@ def is_helm(folder: Path) -> bool:
     Raises:
         ConversionError: it has no readable config.json.
     """
-    return _fields(folder).get("model_type") == HelmConfig.model_type
+    return read_fields(folder).get("model_type") == HelmConfig.model_type
 
 
-def _fields(folder: Path) -> dict[str, Any]:
+def read_fields(folder: Path) -> dict[str, Any]:
+    """What config.json says.
+
+    Raises:
+        ConversionError: it cannot be read.
+    """
     path = folder / "config.json"
     try:
         return dict(json.loads(path.read_text()))
@@ -69,7 +74,7 @@ def read_config(folder: Path) -> HelmConfig:
     if not is_helm(folder):
         raise ConversionError(f"{folder} does not hold a HELM model")
     try:
-        return HelmConfig.from_dict(_fields(folder))
+        return HelmConfig.from_dict(read_fields(folder))
     except Exception as error:  # transformers' checks raise errors of several kinds
         reason = str(error).splitlines()[0]
         raise ConversionError(f"{folder}/config.json is not a HELM config: {reason}") from error
@@ -149,8 +154,22 @@ def warm_start(
 
 def _fused(config: HelmConfig, tensors: Tensors, name: str) -> Callable[[str], Tensor]:
     """Reads parameters under Megatron's names from Hugging Face tensors of this config."""
+    rows = {row.megatron: row for row in mapping.plan(config, check_tensors(config, tensors, name))}
+
+    def read(parameter: str) -> Tensor:
+        row = rows[parameter]
+        return row.rows.join(config, [tensors.read(part) for part in row.hf])
+
+    return read
+
+
+def check_tensors(config: HelmConfig, tensors: Tensors, name: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the config's tensors, which are those of a Hugging Face folder.
+
+    Raises:
+        ConversionError: naming the first that is not.
+    """
     expected = convert.shapes_of(config)
-    rows = {row.megatron: row for row in mapping.plan(config, expected)}
     convert.check_names(name, tensors.names(), list(expected))
     for tensor, shape in expected.items():
         if tuple(tensors.shape(tensor)) != shape:
@@ -158,12 +177,7 @@ def _fused(config: HelmConfig, tensors: Tensors, name: str) -> Callable[[str], T
                 f"{name}: {tensor} has the shape {tuple(tensors.shape(tensor))}, config.json says "
                 f"{shape}"
             )
-
-    def read(parameter: str) -> Tensor:
-        row = rows[parameter]
-        return row.rows.join(config, [tensors.read(part) for part in row.hf])
-
-    return read
+    return expected
 
 
 def write_checkpoint(
