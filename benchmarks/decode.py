@@ -17,11 +17,10 @@ from typing import Any
 
 import torch
 from measure import add_output, report, synchronize
+from transformers import DynamicCache
 
 from helm_megatron.hf.configuration_helm import HelmConfig
 from helm_megatron.hf.modeling_helm import HelmForCausalLM
-
-Cache = Any
 
 
 def configs(args: argparse.Namespace) -> dict[str, HelmConfig]:
@@ -62,7 +61,7 @@ def bytes_per_token(config: HelmConfig, itemsize: int) -> int:
     return layers * (latent + times)
 
 
-def measured_bytes(cache: Cache, tokens: int) -> float:
+def measured_bytes(cache: DynamicCache, tokens: int) -> float:
     """Size of what a cache holds, by token."""
     tensors = [t for layer in cache.layers for t in (layer.keys, layer.values)]
     return sum(t.numel() * t.element_size() for t in tensors) / tokens
@@ -96,12 +95,13 @@ def measure(
     The shortest times of all steps: other work on the machine only adds to them.
     """
     ids = torch.randint(model.config.vocab_size, (1, prompt), device=model.device)
-    cache = model(ids, use_cache=True, logits_to_keep=1).past_key_values
+    cache = DynamicCache(config=model.config)
+    model(ids, cache=cache, logits_to_keep=1)
     size = measured_bytes(cache, prompt)
     attention, rest = [], []
     for _ in range(repeats):
         clock.total, start = 0.0, now()
-        model(ids[:, -1:], past_key_values=cache, use_cache=True)
+        model(ids[:, -1:], cache=cache)
         attention.append(clock.total)
         rest.append(now() - start - clock.total)
         cache.crop(-1)

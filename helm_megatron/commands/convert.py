@@ -27,7 +27,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--to", dest="target", choices=["hf", "megatron"], required=True)
     parser.add_argument("--load", type=Path, required=True, help="folder (or file) to read")
-    parser.add_argument("--save", type=Path, required=True, help="folder to make")
+    parser.add_argument("--save", type=Path, help="folder to make")
     parser.add_argument("--ckpt-step", type=int, help="iteration to read (default: the latest)")
     parser.add_argument(
         "--tokenizer-model", help="tokenizer, if it is not where the checkpoint's arguments say"
@@ -64,7 +64,16 @@ def parse_args() -> argparse.Namespace:
         "--evaluation", type=Path, help="results file of lm-eval, for the model card"
     )
     parser.add_argument("--no-verify", action="store_true", help="do not compare logits")
-    return parser.parse_args()
+    parser.add_argument(
+        "--refresh-code",
+        action="store_true",
+        help="with --from hf --to hf: give the exported folder --load, or a copy of it at --save, "
+        "the current code of its model (docs/huggingface.md says who needs it)",
+    )
+    args = parser.parse_args()
+    if args.save is None and not args.refresh_code:
+        parser.error("the following arguments are required: --save")
+    return args
 
 
 def to_hf(args: argparse.Namespace) -> None:
@@ -73,7 +82,10 @@ def to_hf(args: argparse.Namespace) -> None:
     from helm_megatron.conversion.to_hf import ConversionError, export
 
     if args.source == "hf":
-        raise ConversionError("--from hf --to hf: there is nothing to convert")
+        raise ConversionError(
+            "--from hf --to hf: there is nothing to convert; --refresh-code gives an exported "
+            "folder the current code"
+        )
     if args.source == "megatron":
         source = sources.megatron(
             args.load, step=args.ckpt_step, tokenizer_model=args.tokenizer_model
@@ -124,6 +136,16 @@ def to_megatron(args: argparse.Namespace) -> None:
         megatron.warm_start(args.load, args.save, scale=args.warm_start_scale, **options)
 
 
+def refresh_code(args: argparse.Namespace) -> None:
+    """--refresh-code."""
+    from helm_megatron.conversion import refresh
+    from helm_megatron.conversion.to_hf import ConversionError
+
+    if (args.source, args.target) != ("hf", "hf"):
+        raise ConversionError("--refresh-code is for --from hf --to hf")
+    refresh.refresh_code(args.load, args.save)
+
+
 def main() -> None:
     """Run the tool; a problem ends it with one line and exit code 1."""
     args = parse_args()
@@ -137,7 +159,10 @@ def main() -> None:
 
     quiet()
     try:
-        to_hf(args) if args.target == "hf" else to_megatron(args)
+        if args.refresh_code:
+            refresh_code(args)
+        else:
+            to_hf(args) if args.target == "hf" else to_megatron(args)
     except ERRORS as error:
         sys.exit(f"error: {error}")
-    print(f"{args.save} is complete", file=sys.stderr)
+    print(f"{args.save or args.load} is complete", file=sys.stderr)

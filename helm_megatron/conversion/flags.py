@@ -21,6 +21,7 @@ _NOT_THE_MODEL = {
     "architectures",
     "auto_map",
     "bos_token_id",
+    "code_version",
     "eos_token_id",
     "pad_token_id",
     "transformers_version",

@@ -16,10 +16,15 @@ def is_helm(folder: Path) -> bool:
     Raises:
         ConversionError: it has no readable config.json.
     """
-    return _fields(folder).get("model_type") == HelmConfig.model_type
+    return read_fields(folder).get("model_type") == HelmConfig.model_type
 
 
-def _fields(folder: Path) -> dict[str, Any]:
+def read_fields(folder: Path) -> dict[str, Any]:
+    """What config.json says.
+
+    Raises:
+        ConversionError: it cannot be read.
+    """
     path = folder / "config.json"
     try:
         return dict(json.loads(path.read_text()))
@@ -37,7 +42,7 @@ def read_config(folder: Path) -> HelmConfig:
     if not is_helm(folder):
         raise ConversionError(f"{folder} does not hold a HELM model")
     try:
-        return HelmConfig.from_dict(_fields(folder))
+        return HelmConfig.from_dict(read_fields(folder))
     except Exception as error:  # transformers' checks raise errors of several kinds
         reason = str(error).splitlines()[0]
         raise ConversionError(f"{folder}/config.json is not a HELM config: {reason}") from error

@@ -30,6 +30,11 @@ TOLERANCE = 1e-5
 
 # The files of the model's code that travel with a checkpoint.
 CODE = ("configuration_helm", "modeling_helm", "attention_helm", "experts_helm", "lorentz_helm")
+# Where transformers finds the classes in them.
+AUTO_MAP = {
+    "AutoConfig": "configuration_helm.HelmConfig",
+    "AutoModelForCausalLM": "modeling_helm.HelmForCausalLM",
+}
 
 
 class ConversionError(Exception):
@@ -155,16 +160,18 @@ def check_names(source: str, found: list[str], wanted: list[str]) -> None:
 def write_config(config: HelmConfig, folder: Path) -> None:
     """config.json, generation_config.json and the model's code."""
     config.architectures = ["HelmForCausalLM"]
-    config.auto_map = {
-        "AutoConfig": "configuration_helm.HelmConfig",
-        "AutoModelForCausalLM": "modeling_helm.HelmForCausalLM",
-    }
+    config.auto_map = dict(AUTO_MAP)
     config.save_pretrained(folder)
     ends = {name: getattr(config, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     generation = GenerationConfig(**{f"{n}_token_id": i for n, i in ends.items() if i is not None})
     generation.save_pretrained(folder)
-    for name in CODE:
-        shutil.copy(Path(hf.__file__).with_name(f"{name}.py"), folder)
+    for path in code_files():
+        shutil.copy(path, folder)
+
+
+def code_files() -> list[Path]:
+    """The files of the model's code, which import nothing but each other and transformers."""
+    return [Path(hf.__file__).with_name(f"{name}.py") for name in CODE]
 
 
 def hf_logits(folder: Path, tokens: Tensor) -> Tensor:

@@ -106,15 +106,8 @@ def warm_start(
 
 def _fused(config: HelmConfig, tensors: Tensors, name: str) -> Callable[[str], Tensor]:
     """Reads parameters under Megatron's names from Hugging Face tensors of this config."""
-    expected = to_hf.shapes_of(config)
-    rules = {rule.ours[0]: rule for rule in hf_names.plan(config, expected)}
-    to_hf.check_names(name, tensors.names(), list(expected))
-    for tensor, shape in expected.items():
-        if tuple(tensors.shape(tensor)) != shape:
-            raise ConversionError(
-                f"{name}: {tensor} has the shape {tuple(tensors.shape(tensor))}, config.json says "
-                f"{shape}"
-            )
+    plan = hf_names.plan(config, check_tensors(config, tensors, name))
+    rules = {rule.ours[0]: rule for rule in plan}
 
     def read(parameter: str) -> Tensor:
         rule = rules[parameter]
@@ -122,6 +115,23 @@ def _fused(config: HelmConfig, tensors: Tensors, name: str) -> Callable[[str], T
         return whole
 
     return read
+
+
+def check_tensors(config: HelmConfig, tensors: Tensors, name: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the config's tensors, which are those of a Hugging Face folder.
+
+    Raises:
+        ConversionError: naming the first that is not.
+    """
+    expected = to_hf.shapes_of(config)
+    to_hf.check_names(name, tensors.names(), list(expected))
+    for tensor, shape in expected.items():
+        if tuple(tensors.shape(tensor)) != shape:
+            raise ConversionError(
+                f"{name}: {tensor} has the shape {tuple(tensors.shape(tensor))}, config.json says "
+                f"{shape}"
+            )
+    return expected
 
 
 def write_checkpoint(

@@ -29,6 +29,7 @@ def hf_folder(load: Path, workplace: Path, flags: Sequence[str] = ()) -> Iterato
     if (load / "config.json").is_file():
         if flags:
             raise EvaluationError(f"{flags[0]} is for Megatron checkpoints; {load} is none")
+        check_code(load)
         check_tokenizer(load)
         yield load
         return
@@ -38,6 +39,20 @@ def hf_folder(load: Path, workplace: Path, flags: Sequence[str] = ()) -> Iterato
     with exported(load, flags, workplace) as folder:
         check_tokenizer(folder)
         yield folder
+
+
+def check_code(folder: Path) -> None:
+    """Refuse a HELM model that was exported before transformers 5.24, which needs newer code.
+
+    Raises:
+        EvaluationError: it would write wrong text, without a word.
+    """
+    config = read_json(folder / "config.json")
+    if config.get("model_type") == "helm" and "code_version" not in config:
+        raise EvaluationError(
+            f"{folder} has code of before transformers 5.24; tools/checkpoint/convert.py --from hf "
+            "--to hf --refresh-code renews it (docs/huggingface.md)"
+        )
 
 
 def check_tokenizer(folder: Path) -> None:

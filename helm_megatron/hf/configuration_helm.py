@@ -1,6 +1,14 @@
 """Configuration of HELM models: HELM-D, HELM-MiCE, and their Euclidean twins."""
 
+import difflib
+
 from transformers import PreTrainedConfig
+
+# Of the code files that travel with a checkpoint; config.json remembers which wrote it. One more
+# with every change that folders exported before should get (convert.py --refresh-code).
+#   1: transformers < 5.24 (config.json has no code_version)
+#   2: the cache under both its names, unknown keywords refused
+CODE_VERSION = 2
 
 
 class HelmConfig(PreTrainedConfig):
@@ -9,10 +17,15 @@ class HelmConfig(PreTrainedConfig):
     `kv_lora_rank` set makes the attention latent (HMLA), whose heads have the widths
     `qk_nope_head_dim`, `qk_rope_head_dim` and `v_head_dim`; `head_dim` is then the rotary width.
     `n_routed_experts` set makes the layers that `moe_layers` marks mixtures of experts.
+
+    A field that is added has the old behaviour as its default: a config.json without it keeps its
+    meaning. Further keywords are transformers'; one that is nearly a field's name is refused.
     """
 
     model_type = "helm"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]
+
+    code_version: int = CODE_VERSION
 
     vocab_size: int = 32000
     hidden_size: int = 512
@@ -77,6 +90,14 @@ class HelmConfig(PreTrainedConfig):
     mice_combine: str = "centroid"
 
     def __post_init__(self, **kwargs):
+        if self.code_version > CODE_VERSION:
+            raise ValueError(
+                f"a HELM model of code version {self.code_version}; this code is version "
+                f"{CODE_VERSION} and would misread it"
+            )
+        for key in kwargs:
+            if near := difflib.get_close_matches(key, HelmConfig.__annotations__, 1, cutoff=0.85):
+                raise TypeError(f"HelmConfig has no {key}: is {near[0]} meant?")
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.kv_lora_rank is not None:

@@ -12,11 +12,15 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.utils import can_return_tuple
 
 from .attention_helm import HelmAttention, HelmLatentAttention
 from .configuration_helm import HelmConfig
 from .experts_helm import HelmExpert, HelmMoE, HelmRouter
 from .lorentz_helm import HelmLinear, HelmMLP, HelmResidual, HelmRMSNorm, make_residual, rescale
+
+# What transformers calls the cache in outputs and in its own functions: "cache" since 5.24.
+CACHE = "cache" if hasattr(BaseModelOutputWithPast, "cache") else "past_key_values"
 
 
 def rotary_table(config, positions):
@@ -55,9 +59,9 @@ class HelmDecoderLayer(GradientCheckpointingLayer):
         self.mlp = HelmMoE(config) if moe else HelmMLP(config, config.intermediate_size)
         self.mlp_residual = make_residual(config)
 
-    def forward(self, x, mask, rotary, past_key_values=None):
+    def forward(self, x, mask, rotary, cache=None):
         x = rescale(x, self.outer_curvature, self.curvature)
-        attended = self.self_attn(self.input_layernorm(x), mask, rotary, past_key_values)
+        attended = self.self_attn(self.input_layernorm(x), mask, rotary, cache)
         x = self.attn_residual(x, attended)
         x = self.mlp_residual(x, self.mlp(self.post_attention_layernorm(x)))
         return rescale(x, self.curvature, self.outer_curvature)
@@ -68,7 +72,7 @@ class HelmPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["HelmDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["cache", "past_key_values"]
     _keep_in_fp32_modules_strict = ["e_score_correction_bias"]
     _supports_sdpa = True
 
@@ -105,56 +109,78 @@ class HelmModel(HelmPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         input_ids=None,
         attention_mask=None,
         position_ids=None,
-        past_key_values=None,
+        cache=None,
         inputs_embeds=None,
         use_cache=None,
         output_hidden_states=None,
-        **kwargs,
+        output_attentions=None,
+        past_key_values=None,
     ):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass either input_ids or inputs_embeds")
         config = self.config
+        self._refuse_attentions(output_attentions)
+        cache, use_cache = self._cache(cache, past_key_values, use_cache)
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        use_cache = config.use_cache if use_cache is None else use_cache
-        if self.gradient_checkpointing and self.training:
-            use_cache = False
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=config)
         if position_ids is None:
-            seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+            seen = 0 if cache is None else cache.get_seq_length()
             position_ids = torch.arange(seen, seen + x.shape[1], device=x.device).unsqueeze(0)
         mask = create_causal_mask(
             config=config,
             inputs_embeds=x,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             position_ids=position_ids,
+            **{CACHE: cache},
         )
         rotary = rotary_table(config, position_ids)
         if config.geometry == "lorentz" and config.embedding == "lorentz":
             x = rescale(x, config.embedding_curvature, config.curvature)
         hidden_states = [x]
         for layer in self.layers:
-            x = layer(x, mask, rotary, past_key_values=past_key_values)
+            x = layer(x, mask, rotary, cache=cache)
             hidden_states.append(x)
         if self.final_proj is not None:
             x = rescale(self.final_proj(x), config.curvature, config.output_curvature)
+        if output_hidden_states is None:
+            output_hidden_states = config.output_hidden_states
         return BaseModelOutputWithPast(
             last_hidden_state=self.norm(x),
-            past_key_values=past_key_values if use_cache else None,
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
+            **{CACHE: cache if use_cache else None},
         )
+
+    def _refuse_attentions(self, wanted):
+        if self.config.output_attentions if wanted is None else wanted:
+            raise ValueError("output_attentions: HELM's fused attention has no weights to return")
+
+    def _cache(self, cache, past_key_values, use_cache):
+        """The cache that layers read and write, if any, and whether it is returned."""
+        if cache is not None and past_key_values is not None:
+            raise ValueError("pass either cache or past_key_values, two names of one thing")
+        cache = past_key_values if cache is None else cache
+        # Layers that the backward pass runs again would write their tokens twice.
+        again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+        if again and (cache is not None or use_cache):
+            raise ValueError("there can be no cache in training with checkpointed gradients")
+        if use_cache is None:
+            use_cache = self.config.use_cache and not again
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
+        return cache, use_cache
 
 
 class HelmForCausalLM(HelmPreTrainedModel, GenerationMixin):
     """HELM with logits of the ambient vector; labels give the next-token loss."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    # Of Trainer, which else looks for **kwargs: the number of all labels of a step may be given.
+    accepts_loss_kwargs = True
 
     def __init__(self, config):
         super().__init__(config)
@@ -163,40 +189,54 @@ class HelmForCausalLM(HelmPreTrainedModel, GenerationMixin):
         self.lm_head.curvature = config.output_curvature
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         input_ids=None,
         attention_mask=None,
         position_ids=None,
-        past_key_values=None,
+        cache=None,
         inputs_embeds=None,
         labels=None,
         use_cache=None,
         logits_to_keep=0,
         output_hidden_states=None,
-        **kwargs,
+        output_attentions=None,
+        past_key_values=None,
+        num_items_in_batch=None,
     ):
+        """Logits of the last `logits_to_keep` tokens, or of those that it indexes; 0 is all.
+
+        `labels` are the tokens themselves; the loss is their mean, or their sum over
+        `num_items_in_batch`, which Trainer gives without labels too when it computes the loss.
+        """
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            past_key_values=past_key_values,
+            return_dict=True,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
             loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
+                logits=logits,
+                labels=labels,
+                vocab_size=self.config.vocab_size,
+                num_items_in_batch=num_items_in_batch,
             )
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
+            **{CACHE: getattr(outputs, CACHE)},
         )
 
 

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache
 
 from helm_megatron.conversion.to_hf import TOLERANCE, export
+from helm_megatron.hf.modeling_helm import CACHE
 from tests.hf import models
 
 pytestmark = pytest.mark.usefixtures("one_process")
@@ -20,6 +21,12 @@ def tokens(batch=2, length=40):
 def assert_close(actual, expected, tolerance=TOLERANCE):
     difference = (actual - expected).abs().max() / expected.abs().max()
     assert difference <= tolerance, f"off by {difference:.1e}"
+
+
+def checkpoint_gradients(model):
+    """By the name that transformers has for it."""
+    new = getattr(model, "activation_checkpointing_enable", None)
+    new() if new else model.gradient_checkpointing_enable()
 
 
 def padded(batch, length):
@@ -50,8 +57,8 @@ def test_cached_logits(model, tmp_path):
         whole = hf(ids, use_cache=False).logits
         cache, parts = None, []
         for part in ids.split([20, 1, 1, 1, 9, 1, 7], dim=1):
-            out = hf(part, past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
+            out = hf(part, cache=cache, use_cache=True)
+            cache = out[CACHE]
             parts.append(out.logits)
     assert_close(torch.cat(parts, dim=1), whole)
 
@@ -79,8 +86,8 @@ def test_device_map(tmp_path):
 def test_the_cache_holds_latents(model, tmp_path):
     """Per token and layer: the latent, the rotary key, two times a head; nothing else."""
     hf = models.exported(tmp_path / "hf", model)
-    layers = hf(tokens()).past_key_values.layers
     config = hf.config
+    layers = hf(tokens())[CACHE].layers
     times = 2 * config.num_attention_heads if config.geometry == "lorentz" else 0
     for layer in layers:
         assert layer.keys.shape == (2, 1, 40, config.kv_lora_rank + config.qk_rope_head_dim)
@@ -114,7 +121,7 @@ def test_training_with_checkpointed_gradients(model, tmp_path):
     missing = {name for name, _ in hf.named_parameters()} - plain.keys()
     assert not missing
     hf.zero_grad()
-    hf.gradient_checkpointing_enable()
+    checkpoint_gradients(hf)
     again = hf(ids, labels=ids).loss
     again.backward()
     assert_close(again.detach(), loss.detach(), 1e-6)
@@ -145,10 +152,8 @@ def test_bf16(model, tmp_path):
     ids = tokens()
     with torch.no_grad():
         wanted = exact(ids).logits
-        first = hf(ids[:, :20])
-        cached = [first.logits]
-        for part in ids[:, 20:].split(1, dim=1):
-            cached.append(hf(part, past_key_values=first.past_key_values).logits)
+        cache = DynamicCache(config=hf.config)
+        cached = [hf(part, cache=cache).logits for part in ids.split([20] + [1] * 20, dim=1)]
         errors = [
             (logits.float() - wanted).square().mean().sqrt() / wanted.square().mean().sqrt()
             for logits in (source.logits(ids), hf(ids).logits, torch.cat(cached, dim=1))
