@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from helm_megatron import platform
+from helm_megatron import megatron_patches
 
 warnings.filterwarnings("ignore", module="megatron")
-platform.setup()
+megatron_patches.apply()
 
 import torch  # noqa: E402
 

@@ -231,9 +231,4 @@ def config_from_args(args: argparse.Namespace) -> TransformerConfig:
     """Megatron's transformer config with the hyperbolic settings attached."""
     _drop_missing_fusions(args)
     config = core_transformer_config_from_args(args)
-    if args.multi_latent_attention:
-        # Megatron gives these to its other rotary tables only.
-        for name in ("original_max_position_embeddings", "beta_fast", "beta_slow"):
-            if (value := getattr(args, f"yarn_{name}", None)) is not None:
-                setattr(config, name, value)
     return attach(config, helm_config_from_args(args))

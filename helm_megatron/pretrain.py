@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import socket
 import sys
 import traceback
@@ -25,15 +24,15 @@ from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_
 from megatron.training.arguments import parse_and_validate_args, parse_args
 from torch import Tensor
 
-from helm_megatron import flops, platform
+from helm_megatron import megatron_patches
 from helm_megatron.analysis.monitor import Monitor
 from helm_megatron.arguments import add_helm_args, config_from_args
 from helm_megatron.builder import HelmModelConfig
-from helm_megatron.checkpoint import compatibility, failures, files, reshard
+from helm_megatron.checkpoint import compatibility, failures, files
 from helm_megatron.checks import ArgumentError, check_args
 from helm_megatron.data.batch import next_batch, train_valid_test_datasets
 from helm_megatron.data.fit import check_fit
-from helm_megatron.optim import joined
+from helm_megatron.megatron_patches import cpu
 
 
 def add_args(
@@ -48,11 +47,8 @@ def add_args(
     parser.set_defaults(create_attention_mask_in_dataloader=False, transformer_impl="local")
     # Megatron has no default and needs a number, even with --eval-iters 0.
     parser.set_defaults(eval_interval=1000)
-    parser.set_defaults(**platform.cpu_defaults())
+    parser.set_defaults(**cpu.defaults())
     parser.set_defaults(**from_checkpoint or {})
-    for action in parser._actions:
-        # A bare percent sign in one of Megatron 0.19's help texts makes `--help` fail.
-        action.help = re.sub(r"(?<!%)%(?![%(])", "%%", action.help or "")
     return parser
 
 
@@ -204,13 +200,7 @@ def forward_step(
 
 def main() -> None:
     """Parse the command line and train."""
-    # What Megatron's wheel needs mended on every device; without CUDA the platform has done it.
-    platform.use_compiled_helpers()
-    platform.allow_odd_widths()
-    reshard.install()
-    joined.install()
-    flops.install()
-    files.read_only_data()
+    megatron_patches.apply()
     be_one_process_without_launcher()
     args = checked_args()
     if args.reset_attention_mask:

@@ -14,9 +14,9 @@ import sys
 import time
 from pathlib import Path
 
-from helm_megatron import platform
+from helm_megatron import megatron_patches
 
-platform.setup()  # before anything imports megatron
+megatron_patches.apply()  # before anything imports megatron
 
 from helm_megatron.checks import ArgumentError  # noqa: E402
 from helm_megatron.data.errors import DataError  # noqa: E402
@@ -25,7 +25,6 @@ from helm_megatron.data_cache import build_cache, prepare  # noqa: E402
 
 def main() -> None:
     """Run the tool; errors end it with one line and exit code 1."""
-    platform.use_compiled_helpers()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("megatron.core.datasets").setLevel(logging.INFO)  # its progress
     start = time.monotonic()

@@ -7,9 +7,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from helm_megatron import platform
+from helm_megatron import megatron_patches
 
-platform.setup()
+megatron_patches.apply()
 
 import torch  # noqa: E402
 

@@ -12,7 +12,7 @@ from megatron.core import dist_checkpointing
 from megatron.training.checkpointing import get_checkpoint_name, get_checkpoint_tracker_filename
 
 from helm_megatron.builder import HelmModelConfig
-from helm_megatron.checkpoint import compatibility, files
+from helm_megatron.checkpoint import compatibility
 from helm_megatron.checkpoint.files import CheckpointError
 from helm_megatron.checkpoint.release_config import config_from_release
 from helm_megatron.checkpoint.released_files import ReleasedParameters, read_release
@@ -49,7 +49,6 @@ def megatron(load: Path, *, step: int | None = None, tokenizer_model: str | None
     Raises:
         CheckpointError, ConversionError, SettingsError, TextError: it cannot be exported.
     """
-    files.read_only_data()
     folder = checkpoint_folder(load, step)
     parameters = StoredParameters(folder)
     args = compatibility.saved_args(folder)

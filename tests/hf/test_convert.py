@@ -86,8 +86,8 @@ def test_shards_and_index(tmp_path):
 STREAM = """
 import resource, sys
 from pathlib import Path
-from helm_megatron import platform
-platform.setup()
+from helm_megatron import megatron_patches
+megatron_patches.apply()
 from helm_megatron.hf.convert import export
 from helm_megatron.hf.to_megatron import convert_folder
 from tests.hf.models import large

@@ -15,9 +15,9 @@ from pathlib import Path
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # converted on the CPU, where every checkpoint fits
 
-from helm_megatron import platform
+from helm_megatron import megatron_patches
 
-platform.setup()
+megatron_patches.apply()
 
 from helm_megatron.hf import convert, sources, warm_start  # noqa: E402
 from helm_megatron.hf import to_megatron as hf_to_megatron  # noqa: E402
