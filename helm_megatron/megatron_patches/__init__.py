@@ -1,9 +1,9 @@
 """Everything of Megatron and torch that is replaced or mended: one module for each thing.
 
-Each says what upstream does, why that does not serve, and when the patch can go; it declares what
-it replaces, `TARGETS`, and replaces it in `apply()`. A target in Megatron's own code comes with a
-fingerprint of the source that the patch was written against; `tests/megatron_patches` fails, and
-names the patch, when the installed Megatron has another, or no longer needs the patch.
+Each says what upstream does and why that does not serve, what is done here, and when the patch can
+go. `apply()` does it; `UPSTREAM` names what it replaces or relies on, Megatron's functions with a
+fingerprint of the source that the patch was written for. `tests/megatron_patches/test_patches.py`
+fails, and names the patch, when the installed Megatron has another, or no longer needs the patch.
 
 Every program calls `apply()` before anything imports megatron::
 
@@ -45,12 +45,12 @@ EVERYWHERE = (
 class Patch(Protocol):
     """A module of this package."""
 
-    # Dotted name of what is replaced, and the fingerprint of its source; None if it is not
-    # Megatron's, or is not a function or class: then the tests probe how it behaves.
-    TARGETS: Mapping[str, str | None]
+    # Dotted names, each with the fingerprint of its source; None where that says nothing, as it is
+    # torch's or no function: then a probe of the tests says how it behaves.
+    UPSTREAM: Mapping[str, str | None]
 
     def apply(self) -> None:
-        """Replace the targets."""
+        """Replace what is to be replaced."""
 
 
 def patch(name: str) -> Patch:

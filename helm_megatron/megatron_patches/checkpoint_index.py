@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-TARGETS = {"torch.distributed.checkpoint.filesystem.pickle": None}
+UPSTREAM = {"torch.distributed.checkpoint.filesystem.pickle": None}
 
 # All that an index consists of, besides torch's dtypes.
 _INDEX_CLASSES = {

@@ -12,7 +12,7 @@ import argparse
 from megatron.training import training
 from megatron.training.training import num_floating_point_operations as megatrons_count
 
-TARGETS = {"megatron.training.training.num_floating_point_operations": ""}
+UPSTREAM = {"megatron.training.training.num_floating_point_operations": "0e870f7f502f"}
 
 # A multiplication and an addition; forward, and the gradients of both factors.
 PER_WEIGHT = 2 * 3

@@ -10,7 +10,7 @@ import functools
 import re
 from typing import Any
 
-TARGETS = {"megatron.training.arguments.add_megatron_arguments": None}
+UPSTREAM = {"megatron.training.arguments.add_megatron_arguments": None}
 
 
 def apply() -> None:

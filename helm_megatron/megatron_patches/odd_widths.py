@@ -10,9 +10,9 @@ import functools
 
 from helm_megatron.megatron_patches.replace import in_all_of_megatron
 
-TARGETS = {
-    "megatron.training.initialize.set_jit_fusion_options": "",
-    "megatron.training.initialize._warmup_jit_function": "",
+UPSTREAM = {
+    "megatron.training.initialize.set_jit_fusion_options": "c1be95915ed4",
+    "megatron.training.initialize._warmup_jit_function": "6c69d9d05759",
 }
 
 

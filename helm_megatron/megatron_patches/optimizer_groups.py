@@ -13,7 +13,7 @@ from typing import Any
 StateDict = dict[Any, Any]
 Groups = list[dict[str, Any]]
 
-TARGETS = {"megatron.core.optimizer.optimizer.ChainedOptimizer.load_state_dict": ""}
+UPSTREAM = {"megatron.core.optimizer.optimizer.ChainedOptimizer.load_state_dict": "fffa465966d1"}
 
 
 def apply() -> None:

@@ -7,10 +7,10 @@ that deals them out. Models without such tables get what Megatron gives them.
 Goes: when an optimizer can be chosen by parameter, with Megatron's masters and sharding around it.
 """
 
-TARGETS = {
+UPSTREAM = {
     "megatron.core.optimizer.Adam": None,
-    "megatron.core.optimizer._get_megatron_optimizer_based_on_param_groups": "",
-    "megatron.training.training.get_megatron_optimizer": "",
+    "megatron.core.optimizer._get_megatron_optimizer_based_on_param_groups": "f4f1d380077e",
+    "megatron.core.optimizer.get_megatron_optimizer": "f483132f7f7b",
 }
 
 

@@ -10,7 +10,7 @@ import argparse
 import functools
 from typing import Any
 
-TARGETS = {"megatron.training.argument_utils._apply_yarn_config_from_args": ""}
+UPSTREAM = {"megatron.training.argument_utils._apply_yarn_config_from_args": "0c762f7025ca"}
 
 
 def apply() -> None:

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch.optim.adam import adam
 
-TARGETS = dict.fromkeys(
-    [
-        "megatron.core.optimizer.Adam",
-        "megatron.core.optimizer.USING_PYTORCH_OPTIMIZER",
-        "megatron.core.optimizer.distrib_optimizer.Adam",
-        "megatron.core.optimizer.distrib_optimizer.HAVE_APEX_OR_TE",
-        "megatron.core.optimizer.distrib_optimizer.USING_APEX_OPTIMIZER",
-    ]
-)
+_LOADER = "megatron.core.optimizer.distrib_optimizer.DistributedOptimizer.load_state_dict"
+UPSTREAM = {
+    "megatron.core.optimizer.Adam": None,
+    "megatron.core.optimizer.USING_PYTORCH_OPTIMIZER": None,
+    "megatron.core.optimizer.distrib_optimizer.Adam": None,
+    "megatron.core.optimizer.distrib_optimizer.HAVE_APEX_OR_TE": None,
+    "megatron.core.optimizer.distrib_optimizer.USING_APEX_OPTIMIZER": None,
+    _LOADER: "707490502424",
+}
 
 
 class FusedAdam(torch.optim.Optimizer):

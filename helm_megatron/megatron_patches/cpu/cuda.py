@@ -104,7 +104,7 @@ _MEMORY = {
 }
 _TENSORS = [f"{t}Tensor" for t in "BFloat16 Bool Byte Double Float Half Int Long".split()]
 _NAMES = [*_ANSWERS, *_MEMORY, *_TENSORS, "get_device_properties", "Stream", "Event", "stream"]
-TARGETS = dict.fromkeys(
+UPSTREAM = dict.fromkeys(
     [f"torch.cuda.{name}" for name in _NAMES]
     + ["torch.cuda.nvtx.range_push", "torch.cuda.nvtx.range_pop"]
 )

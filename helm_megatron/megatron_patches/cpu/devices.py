@@ -24,7 +24,7 @@ _FACTORIES = """
 """.split()
 _NEW_METHODS = "new_empty new_empty_strided new_full new_ones new_tensor new_zeros".split()
 _METHODS = "to type cuda pin_memory record_stream".split()
-TARGETS = dict.fromkeys(
+UPSTREAM = dict.fromkeys(
     [f"torch.{name}" for name in [*_FACTORIES, "load"]]
     + [f"torch.Tensor.{name}" for name in [*_NEW_METHODS, *_METHODS]]
     + ["torch.nn.Module.cuda"]

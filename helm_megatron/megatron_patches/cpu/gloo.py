@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from helm_megatron.megatron_patches.replace import constant
 
-TARGETS = dict.fromkeys(["torch.distributed.all_gather", "torch.distributed.all_to_all_single"])
+UPSTREAM = dict.fromkeys(["torch.distributed.all_gather", "torch.distributed.all_to_all_single"])
 
 
 class _Done:

@@ -10,7 +10,7 @@ import functools
 
 from helm_megatron.megatron_patches.replace import in_all_of_megatron
 
-TARGETS = {"megatron.training.initialize.initialize_megatron": ""}
+UPSTREAM = {"megatron.training.initialize.initialize_megatron": "1894d53ca729"}
 
 
 def apply() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-TARGETS = {"megatron.core.jit.jit_fuser": None}
+UPSTREAM = {"megatron.core.jit.jit_fuser": None}
 
 
 def _no_compile(model: Callable[..., Any] | None = None, **kwargs: Any) -> Any:

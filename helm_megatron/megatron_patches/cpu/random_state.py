@@ -24,7 +24,7 @@ _RANDOM = {
     # torch.manual_seed() calls it
     "manual_seed_all": lambda seed: torch.default_generator.manual_seed(int(seed)),
 }
-TARGETS = dict.fromkeys(
+UPSTREAM = dict.fromkeys(
     [f"torch.cuda{part}.{name}" for part in ("", ".random") for name in _RANDOM]
     + ["torch.utils.data.DataLoader.__init__"]
 )

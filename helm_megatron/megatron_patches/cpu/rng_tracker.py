@@ -12,9 +12,9 @@ import torch
 
 from helm_megatron.megatron_patches.replace import in_all_of_megatron
 
-TARGETS = {
-    "megatron.core.tensor_parallel.random._set_cuda_rng_state": "",
-    "megatron.core.tensor_parallel.random.CudaRNGStatesTracker.fork": "",
+UPSTREAM = {
+    "megatron.core.tensor_parallel.random._set_cuda_rng_state": "dea947ca0b7d",
+    "megatron.core.tensor_parallel.random.CudaRNGStatesTracker.fork": "38c112ff6e36",
 }
 
 
