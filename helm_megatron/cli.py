@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from helm_megatron import doctor
-from helm_megatron.checks import ArgumentError
+from helm_megatron.errors import HelmError
 from helm_megatron.plan import command as plan
 
 # Each adds its parser with `add_parser(subparsers)` and sets `run`, a function of the parsed
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return options.run(options)
-    except ArgumentError as error:
+    except HelmError as error:
         print(f"helm-megatron: error: {error}", file=sys.stderr)
         return 2
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import socket
 import sys
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,9 +30,10 @@ from helm_megatron.analysis.monitor import Monitor
 from helm_megatron.arguments import add_helm_args, config_from_args
 from helm_megatron.builder import HelmModelConfig
 from helm_megatron.checkpoint import compatibility, failures, files
-from helm_megatron.checks import ArgumentError, check_args
+from helm_megatron.checks import ArgumentError, check_args, megatrons_refusals
 from helm_megatron.data.batch import next_batch, train_valid_test_datasets
 from helm_megatron.data.fit import check_fit
+from helm_megatron.errors import HelmError
 from helm_megatron.megatron_patches import cpu
 
 
@@ -52,35 +54,55 @@ def add_args(
     return parser
 
 
+def parse_flags(flags: Sequence[str]) -> argparse.Namespace:
+    """Flags as `pretrain_helm.py` parses its command line; not validated.
+
+    Raises:
+        ArgumentError: a flag is unknown, or its value is not valid.
+    """
+
+    def parser_of_flags(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        # Megatron's parse_args calls it without arguments, and means the command line.
+        parser.parse_args = partial(parser.parse_args, flags)  # type: ignore[assignment]
+        return add_args(parser)
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return parse_args(parser_of_flags)
+    except SystemExit as error:
+        raise ArgumentError(said.getvalue().strip().rsplit("error: ")[-1]) from error
+
+
 def checked_args() -> argparse.Namespace:
     """The command line, or exit code 2 and one line that says what is wrong with it.
 
     The checkpoint to load is looked at too: it must be whole (else exit code 1) and of this model.
     """
     try:
-        args = parse_args(add_args)
-        folder = files.folder_to_load(args)
-        saved = None
-        if folder is not None:
-            files.check_whole(folder)
-            saved = compatibility.saved_args(folder)
-        provider = add_args
-        if args.use_checkpoint_args:
-            defaults = compatibility.defaults_from(saved) if saved else {}
-            provider = partial(add_args, from_checkpoint=defaults)
-        else:
+        with megatrons_refusals():
+            args = parse_args(add_args)
+            folder = files.folder_to_load(args)
+            saved = None
+            if folder is not None:
+                files.check_whole(folder)
+                saved = compatibility.saved_args(folder)
+            provider = add_args
+            if args.use_checkpoint_args:
+                defaults = compatibility.defaults_from(saved) if saved else {}
+                provider = partial(add_args, from_checkpoint=defaults)
+            else:
+                check_args(args)
+            args = parse_and_validate_args(provider)
             check_args(args)
-        args = parse_and_validate_args(provider)
-        check_args(args)
-        check_writable(args.save)
-        if folder is not None and saved is not None:
-            compatibility.check_compatible(args, saved, folder)
-        check_fit(args, get_tokenizer())
-    except (ArgumentError, AssertionError, ValueError) as error:
-        # Some of Megatron's assertions have no message; their source line says what failed.
-        failed(str(error) or traceback.extract_tb(error.__traceback__)[-1].line, exit_code=2)
+            check_writable(args.save)
+            if folder is not None and saved is not None:
+                compatibility.check_compatible(args, saved, folder)
+            check_fit(args, get_tokenizer())
     except files.CheckpointError as error:
         failed(str(error))
+    except HelmError as error:
+        failed(str(error), exit_code=2)
     return args
 
 
@@ -119,7 +141,7 @@ def check_writable(folder: str | None) -> None:
         raise ArgumentError(f"--save {folder}: cannot be written")
 
 
-def failed(reason: str | None, exit_code: int = 1, every_rank: bool = False) -> NoReturn:
+def failed(reason: str, exit_code: int = 1, every_rank: bool = False) -> NoReturn:
     """End this rank and say why in one line; the first rank says what all of them know."""
     rank = os.environ.get("RANK", "0")
     if every_rank or rank == "0":
@@ -128,7 +150,7 @@ def failed(reason: str | None, exit_code: int = 1, every_rank: bool = False) -> 
     sys.exit(exit_code)
 
 
-class InvalidLossError(Exception):
+class InvalidLossError(HelmError):
     """The loss is not a number; the message says where and what to do."""
 
 
@@ -206,12 +228,13 @@ def main() -> None:
     if args.reset_attention_mask:
         args.create_attention_mask_in_dataloader = True
     try:
-        container = training_config(args)
-    except (AssertionError, ValueError) as error:  # Megatron's own rules
+        with megatrons_refusals():
+            container = training_config(args)
+    except HelmError as error:
         failed(str(error), exit_code=2)
     try:
         pretrain(container, train_valid_test_datasets, ModelType.encoder_or_decoder, forward_step)
-    except InvalidLossError as error:
+    except HelmError as error:
         failed(str(error), every_rank=True)
     except failures.ERRORS as error:
         if (reason := failures.explanation(error, args)) is None:

@@ -19,22 +19,30 @@ MAY_IMPORT = {
     "config": set(),
     "layers": {"geometry", "kernels", "config"},
     "moe": {"geometry", "config", "kernels", "layers"},
-    "optim": {"geometry", "kernels"},
+    "optim": {"errors", "geometry", "kernels"},
     "specs": {"geometry", "config", "layers", "moe"},
     "model": {"geometry", "config", "layers", "moe", "specs"},
     "builder": {"model"},
     "arguments": {"config"},
-    "data": {"__version__"},
-    "evaluation": set(),
+    "data": {"__version__", "errors"},
+    "evaluation": {"errors"},
+    "megatron_patches": {"optim"},
     "plan": {
-        *("arguments", "builder", "checks", "layers", "moe", "platform", "pretrain", "specs"),
-        "verify",
+        *("arguments", "builder", "checks", "layers", "megatron_patches", "moe", "pretrain"),
+        *("specs", "verify"),
     },
-    "cli": {"checks", "doctor", "plan"},
-    "verify": {"arguments", "builder", "checks", "model", "moe", "optim", "platform", "pretrain"},
-    "hf": {"analysis", "arguments", "builder", "checkpoint", "data", "pretrain", "specs"},
+    "cli": {"doctor", "errors", "plan"},
+    "verify": {
+        *("arguments", "builder", "checks", "errors", "megatron_patches", "model", "moe", "optim"),
+        "pretrain",
+    },
+    "hf": {
+        *("analysis", "arguments", "builder", "checkpoint", "checks", "data", "errors"),
+        *("pretrain", "specs"),
+    },
     "node_checks": set(),
-    "preflight": {"node_checks"},
+    "preflight": {"errors", "node_checks"},
+    "errors": set(),
     "doctor": set(),
 }
 
@@ -80,6 +88,20 @@ def test_what_travels_with_a_checkpoint_imports_only_torch_and_transformers():
                 names = [alias.name for alias in node.names]
             roots = {name.split(".")[0] for name in names}
             assert roots <= {"copy", "helm", "math", "torch", "transformers"}, path
+
+
+def test_what_users_can_mend_has_one_base_class():
+    for path in (ROOT / "helm_megatron").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and node.name.endswith("Error"):
+                base = "Exception" if node.name == "HelmError" else "HelmError"
+                assert [ast.unparse(found) for found in node.bases] == [base], path
+
+
+def test_programs_replace_nothing_by_mocks():
+    for path in SOURCES:
+        if path.relative_to(ROOT).parts[0] != "tests":
+            assert "unittest" not in path.read_text(), path
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

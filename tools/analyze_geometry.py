@@ -22,10 +22,10 @@ from transformers import AutoTokenizer
 
 from helm_megatron.analysis import activations, figures, tokens
 from helm_megatron.analysis.page import page
-from helm_megatron.analysis.words import WordsError, points_of, read_words
+from helm_megatron.analysis.words import points_of, read_words
 from helm_megatron.data.entropy import token_counts
 from helm_megatron.data.errors import DataError
-from helm_megatron.evaluation.errors import EvaluationError
+from helm_megatron.errors import HelmError
 from helm_megatron.evaluation.model import hf_folder
 from helm_megatron.hf.modeling_helm import HelmForCausalLM
 from helm_megatron.hf.text import SAMPLE
@@ -130,7 +130,7 @@ def main() -> None:
         args.output_dir.mkdir(parents=True, exist_ok=True)
         with hf_folder(args.load, CONVERTER, args.output_dir) as folder:
             numbers, pictures = analyze(folder, args)
-    except (DataError, EvaluationError, WordsError, OSError, UnicodeDecodeError) as error:
+    except (HelmError, OSError, UnicodeDecodeError) as error:
         sys.exit(f"error: {error}")
     (args.output_dir / "numbers.json").write_text(json.dumps(numbers, indent=2) + "\n")
     title = f"Geometry of {args.load}"

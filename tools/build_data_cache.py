@@ -18,9 +18,9 @@ from helm_megatron import megatron_patches
 
 megatron_patches.apply()  # before anything imports megatron
 
-from helm_megatron.checks import ArgumentError  # noqa: E402
-from helm_megatron.data.errors import DataError  # noqa: E402
+from helm_megatron.checks import megatrons_refusals  # noqa: E402
 from helm_megatron.data_cache import build_cache, prepare  # noqa: E402
+from helm_megatron.errors import HelmError  # noqa: E402
 
 
 def main() -> None:
@@ -29,9 +29,10 @@ def main() -> None:
     logging.getLogger("megatron.core.datasets").setLevel(logging.INFO)  # its progress
     start = time.monotonic()
     try:
-        folder = Path(prepare().data_cache_path)
-        made, there = build_cache(folder)
-    except (ArgumentError, DataError, AssertionError, ValueError) as error:
+        with megatrons_refusals():
+            folder = Path(prepare().data_cache_path)
+            made, there = build_cache(folder)
+    except HelmError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted; nothing was written")

@@ -18,8 +18,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from helm_megatron.data.errors import DataError
 from helm_megatron.data.output import staged
+from helm_megatron.errors import HelmError
 from helm_megatron.evaluation.chart import draw
 from helm_megatron.evaluation.errors import EvaluationError
 from helm_megatron.evaluation.harness import Options, Outcome, run
@@ -149,7 +149,7 @@ def main() -> None:
     args = parse_args()
     try:
         table = evaluate(args)
-    except (DataError, EvaluationError) as error:
+    except HelmError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted; no scores were written")

@@ -13,8 +13,8 @@ megatron_patches.apply()
 
 import torch  # noqa: E402
 
+from helm_megatron.errors import HelmError  # noqa: E402
 from helm_megatron.hf import generate  # noqa: E402
-from helm_megatron.hf.errors import ERRORS  # noqa: E402
 from helm_megatron.hf.quiet import quiet  # noqa: E402
 
 
@@ -70,7 +70,7 @@ def main() -> None:
                 num_beams=args.num_beams,
                 **sampling,
             )
-    except ERRORS as error:
+    except HelmError as error:
         sys.exit(f"error: {error}")
     for prompt, text in zip(args.prompt, texts, strict=True):
         print(f"{prompt}{text}")

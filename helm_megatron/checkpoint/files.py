@@ -18,10 +18,11 @@ from megatron.training.checkpointing import (
     get_checkpoint_tracker_filename,
 )
 
+from helm_megatron.errors import HelmError
 from helm_megatron.megatron_patches.checkpoint_index import load_index
 
 
-class CheckpointError(Exception):
+class CheckpointError(HelmError):
     """A checkpoint that cannot be loaded; the message is one line that says which and why."""
 
 

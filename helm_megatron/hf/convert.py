@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from tqdm import tqdm
 from transformers import GenerationConfig
 
+from helm_megatron.errors import HelmError
 from helm_megatron.hf import mapping, tensor_files
 from helm_megatron.hf.card import write_card
 from helm_megatron.hf.configuration_helm import HelmConfig
@@ -32,7 +33,7 @@ MAX_SHARD_BYTES = 5 * 10**9
 CODE = ("configuration_helm", "modeling_helm", "attention_helm", "experts_helm", "lorentz_helm")
 
 
-class ConversionError(Exception):
+class ConversionError(HelmError):
     """A conversion that cannot be done, or that changed the model; the message is one line."""
 
 

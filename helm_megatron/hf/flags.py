@@ -5,17 +5,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import sys
 from collections.abc import Sequence
 from typing import Any
-from unittest import mock
 
-from megatron.training.arguments import parse_args, validate_args
+from megatron.training.arguments import validate_args
 
+from helm_megatron.checks import ArgumentError
 from helm_megatron.hf import settings
 from helm_megatron.hf.configuration_helm import HelmConfig
 from helm_megatron.hf.settings import SettingsError
-from helm_megatron.pretrain import add_args
+from helm_megatron.pretrain import parse_flags
 
 # Fields of a config that a conversion does not carry over.
 _NOT_THE_MODEL = {
@@ -88,7 +87,7 @@ def arguments_of(
     flags = [*model_flags(config), "--padded-vocab-size", str(padded_vocab_size), *others]
     try:
         args = _parsed(flags)
-    except (AssertionError, ValueError) as error:
+    except (ArgumentError, AssertionError, ValueError) as error:
         raise SettingsError(f"Megatron refuses the model of config.json: {error}") from error
     args.vocab_size = config.vocab_size
     back = settings.hf_config(settings.one_process_model_config(args), config.vocab_size)
@@ -168,13 +167,8 @@ def _rope(config: HelmConfig) -> list[str]:
 
 
 def _parsed(flags: list[str]) -> argparse.Namespace:
-    """Megatron's arguments; it would list them all, and end the process over a bad one."""
-    said = io.StringIO()
-    argv = mock.patch.object(sys, "argv", ["convert.py", *flags])
-    try:
-        with argv, contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
-            args = parse_args(add_args)
-            validate_args(args)
-    except SystemExit as error:
-        raise ValueError(said.getvalue().strip().splitlines()[-1]) from error
+    """Megatron's validated arguments, which it would list."""
+    args = parse_flags(flags)
+    with contextlib.redirect_stdout(io.StringIO()):
+        validate_args(args)
     return args

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from helm_megatron.errors import HelmError
 from helm_megatron.hf.configuration_helm import HelmConfig
 
 # Entries of a Megatron checkpoint that hold no parameter, and why.
@@ -27,7 +28,7 @@ IGNORED = {
 _INDEX = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
-class MappingError(ValueError):
+class MappingError(HelmError):
     """Tensors that do not make up a model; the message is one line that names the first."""
 
 

@@ -12,6 +12,7 @@ from megatron.training.argument_utils import gpt_config_from_args
 
 from helm_megatron.arguments import ONE_STAGE, config_from_args
 from helm_megatron.builder import HelmModelConfig
+from helm_megatron.errors import HelmError
 from helm_megatron.hf.configuration_helm import HelmConfig
 from helm_megatron.specs import moe_pattern
 
@@ -40,7 +41,7 @@ _ONE_PROCESS: dict[str, Any] = {
 }
 
 
-class SettingsError(ValueError):
+class SettingsError(HelmError):
     """A model that the Hugging Face side cannot express; the message is one line."""
 
 

@@ -19,6 +19,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.utils import get_model_config
 from torch import Tensor
 
+from helm_megatron.errors import HelmError
 from helm_megatron.optim import rows
 from helm_megatron.optim.groups import POINTS, helm_overrides, is_points, trains_points
 from helm_megatron.optim.shards import Shard, rows_cut
@@ -155,8 +156,9 @@ def _bind(optimizer: Any, points: list[torch.nn.Parameter]) -> None:
     if not groups:
         return
     if not isinstance(inner, PointsMixin):
-        raise TypeError(
-            f"Megatron built {type(inner).__module__}.{type(inner).__name__}, which steps no points"
+        raise HelmError(
+            "--embedding-optimizer riemannian needs Transformer Engine's or Apex's Adam on GPUs; "
+            f"Megatron found {type(inner).__module__}.{type(inner).__name__}"
         )
     find = _sharded_tables if isinstance(optimizer, DistributedOptimizer) else _whole_tables
     group = optimizer.param_groups[groups[0]]

@@ -171,7 +171,7 @@ def compare(
 def attention_in_bf16(rank: int, model: Model, layout: Layout, store: Path) -> np.ndarray:
     """The output of one core attention for all tokens; those far from the start are far out."""
     # Times in bf16 lanes, as a GPU's kernels have them; the CPU would compute in fp32.
-    in_lanes = mock.patch.object(attention, "computed_in", lambda x: x)
+    in_lanes = mock.patch.object(attention.LorentzAttention, "computed_in", lambda self, x: x)
     with layout_of(rank, layout, store), in_lanes:
         [chunk] = build(model, layout)
         core = chunk.module.decoder.layers[0].self_attention.core_attention

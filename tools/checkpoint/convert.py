@@ -19,10 +19,10 @@ from helm_megatron import megatron_patches
 
 megatron_patches.apply()
 
+from helm_megatron.errors import HelmError  # noqa: E402
 from helm_megatron.hf import convert, sources, warm_start  # noqa: E402
 from helm_megatron.hf import to_megatron as hf_to_megatron  # noqa: E402
 from helm_megatron.hf.convert import ConversionError, Source  # noqa: E402
-from helm_megatron.hf.errors import ERRORS  # noqa: E402
 from helm_megatron.hf.quiet import quiet  # noqa: E402
 
 
@@ -126,7 +126,7 @@ def main() -> None:
     args = parse_args()
     try:
         to_hf(args) if args.target == "hf" else to_megatron(args)
-    except ERRORS as error:
+    except HelmError as error:
         sys.exit(f"error: {error}")
     print(f"{args.save} is complete", file=sys.stderr)
 
