@@ -24,6 +24,7 @@ _UNSUPPORTED = {
     "use_megatron_fsdp": (False, "HELM has --use-distributed-optimizer only"),
     "use_torch_fsdp2": (False, "HELM has --use-distributed-optimizer only"),
     "window_size": (None, "HELM's attention has no window"),
+    "heterogeneous_layers_config_path": (None, "HELM's layers are all of one width"),
     "softmax_type": ("vanilla", "HELM's attention has the plain softmax"),
     "attention_output_gate": (False, "HELM's heads have no gate"),
     "apply_query_key_layer_scaling": (False, "the attention temperature is learned"),

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from megatron.core.models.gpt import GPTModel
-from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
 from helm_megatron.geometry import lorentz
+from helm_megatron.transformer_config import HelmTransformerConfig
 
-Convert = Callable[[TransformerConfig, list[Tensor]], list[Tensor]]
+Convert = Callable[[HelmTransformerConfig, list[Tensor]], list[Tensor]]
 
 # Released entries that no parameter of ours corresponds to, and why.
 IGNORED = {
@@ -43,7 +43,7 @@ class Rule:
     save: Convert
 
 
-def from_release(state: Mapping[str, Tensor], config: TransformerConfig) -> dict[str, Tensor]:
+def from_release(state: Mapping[str, Tensor], config: HelmTransformerConfig) -> dict[str, Tensor]:
     """The released tensors `state` under our names, in our layout.
 
     Raises ValueError for an entry that is neither known nor named as ignored, for an incomplete
@@ -54,7 +54,9 @@ def from_release(state: Mapping[str, Tensor], config: TransformerConfig) -> dict
     return _convert(used, [(r.released, r.ours, r.load) for r in rules(config)], config)
 
 
-def to_release(parameters: Mapping[str, Tensor], config: TransformerConfig) -> dict[str, Tensor]:
+def to_release(
+    parameters: Mapping[str, Tensor], config: HelmTransformerConfig
+) -> dict[str, Tensor]:
     """Our parameters under the released names, differentiably; ValueError as in its inverse."""
     return _convert(parameters, [(r.ours, r.released, r.save) for r in rules(config)], config)
 
@@ -77,12 +79,12 @@ def is_ignored(name: str) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in IGNORED)
 
 
-def rules(config: TransformerConfig) -> list[Rule]:
+def rules(config: HelmTransformerConfig) -> list[Rule]:
     """The rules of the architecture that the config describes."""
     return _mice_rules(config) if config.multi_latent_attention else _dense_rules(config)
 
 
-def _dense_rules(config: TransformerConfig) -> list[Rule]:
+def _dense_rules(config: HelmTransformerConfig) -> list[Rule]:
     block, layer = "resblocks.*", "decoder.layers.*"
     queries_keys_values = [f"{block}.attn.W{letter}" for letter in "qkv"]
     return [
@@ -99,7 +101,7 @@ def _dense_rules(config: TransformerConfig) -> list[Rule]:
     ]
 
 
-def _mice_rules(config: TransformerConfig) -> list[Rule]:
+def _mice_rules(config: HelmTransformerConfig) -> list[Rule]:
     block, layer = "layers.*", "decoder.layers.*"
     attn, mla = f"{block}.attn", f"{layer}.self_attention"
     moe, mlp = f"{block}.ffn", f"{layer}.mlp"
@@ -131,20 +133,20 @@ def _mice_rules(config: TransformerConfig) -> list[Rule]:
 class _Rows:
     """How the output rows of several released linears lie in one of ours."""
 
-    join: Callable[[TransformerConfig, list[Tensor]], Tensor]
-    split: Callable[[TransformerConfig, Tensor], list[Tensor]]
+    join: Callable[[HelmTransformerConfig, list[Tensor]], Tensor]
+    split: Callable[[HelmTransformerConfig, Tensor], list[Tensor]]
 
 
 _SINGLE = _Rows(lambda config, parts: parts[0], lambda config, rows: [rows])
 _GATE_UP = _Rows(lambda config, parts: torch.cat(parts), lambda config, rows: [*rows.chunk(2)])
 
 
-def _join_heads(config: TransformerConfig, parts: list[Tensor]) -> Tensor:
+def _join_heads(config: HelmTransformerConfig, parts: list[Tensor]) -> Tensor:
     by_head = [part.unflatten(0, (config.num_attention_heads, -1)) for part in parts]
     return torch.stack(by_head, dim=1).flatten(0, 2)
 
 
-def _split_heads(config: TransformerConfig, rows: Tensor) -> list[Tensor]:
+def _split_heads(config: HelmTransformerConfig, rows: Tensor) -> list[Tensor]:
     by_head = rows.unflatten(0, (config.num_attention_heads, 3, -1))
     return [part.flatten(0, 1) for part in by_head.unbind(1)]
 
@@ -156,11 +158,11 @@ _QKV = _Rows(_join_heads, _split_heads)
 def _linear(ours: str, *released: str, rows: _Rows = _SINGLE) -> list[Rule]:
     """A Lorentz linear: its time column apart from its weight."""
 
-    def load(config: TransformerConfig, weights: list[Tensor]) -> list[Tensor]:
+    def load(config: HelmTransformerConfig, weights: list[Tensor]) -> list[Tensor]:
         joined = rows.join(config, weights)
         return [joined[:, 1:], joined[:, 0]]
 
-    def save(config: TransformerConfig, tensors: list[Tensor]) -> list[Tensor]:
+    def save(config: HelmTransformerConfig, tensors: list[Tensor]) -> list[Tensor]:
         weight, time_weight = tensors
         return rows.split(config, torch.cat([time_weight.unsqueeze(1), weight], dim=1))
 
@@ -211,13 +213,13 @@ def _head(norm: str, logits: str) -> list[Rule]:
     ]
 
 
-def _embedding(config: TransformerConfig, released: str) -> Rule:
+def _embedding(config: HelmTransformerConfig, released: str) -> Rule:
     """A table of space coordinates, or of points `[time, space]`."""
     ours = "embedding.word_embeddings.weight"
     if config.helm.embedding == "euclidean":
         return _same(f"{released}.weight", ours)
 
-    def save(config: TransformerConfig, tensors: list[Tensor]) -> list[Tensor]:
+    def save(config: HelmTransformerConfig, tensors: list[Tensor]) -> list[Tensor]:
         time = lorentz.time(tensors[0], config.helm.embedding_curvature)
         return [torch.cat([time, tensors[0]], dim=-1)]
 
@@ -227,7 +229,7 @@ def _embedding(config: TransformerConfig, released: str) -> Rule:
 def _curvature(released: str, ours: str) -> Rule:
     """The curvature of an expert, ours as the softplus of a parameter."""
 
-    def load(config: TransformerConfig, tensors: list[Tensor]) -> list[Tensor]:
+    def load(config: HelmTransformerConfig, tensors: list[Tensor]) -> list[Tensor]:
         c = tensors[0].reshape(1)
         if not c.item() > 0:
             raise ValueError(f"curvature {c.item():g} is not positive, so it has no hyperboloid")
@@ -252,7 +254,7 @@ def _at(pattern: str, indices: list[str]) -> str:
 def _convert(
     state: Mapping[str, Tensor],
     table: list[tuple[tuple[str, ...], tuple[str, ...], Convert]],
-    config: TransformerConfig,
+    config: HelmTransformerConfig,
 ) -> dict[str, Tensor]:
     owner = {pattern: row for row in table for pattern in row[0]}
     result: dict[str, Tensor] = {}

@@ -7,11 +7,11 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
-from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
 from helm_megatron.checkpoint.files import CheckpointError
 from helm_megatron.checkpoint.release import from_release
+from helm_megatron.transformer_config import HelmTransformerConfig
 
 _LAYER = re.compile(r"(layers|resblocks)\.\d+\.")
 
@@ -40,7 +40,7 @@ def read_release(path: Path) -> dict[str, Tensor]:
 class ReleasedParameters:
     """Released tensors under Megatron's names; one layer is converted and held at a time."""
 
-    def __init__(self, path: Path, state: dict[str, Tensor], config: TransformerConfig) -> None:
+    def __init__(self, path: Path, state: dict[str, Tensor], config: HelmTransformerConfig) -> None:
         """Look at the tensors.
 
         Raises:

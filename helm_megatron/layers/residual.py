@@ -15,12 +15,12 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 
-from helm_megatron.config import ambient_residual_scale
 from helm_megatron.geometry import lorentz
 from helm_megatron.kernels.residual import residual
 from helm_megatron.kernels.residual_norm import residual_norm
 from helm_megatron.layers.norm import RMSNorm
 from helm_megatron.layers.parallel import replicated_parameter
+from helm_megatron.transformer_config import ambient_residual_scale
 
 
 class LorentzResidual(MegatronModule):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from helm_megatron.checkpoint.release import from_release
 from helm_megatron.checkpoint.release_config import config_from_release
-from helm_megatron.config import HelmConfig, attach
+from helm_megatron.config import HelmSettings
 from helm_megatron.geometry import lorentz
 from helm_megatron.geometry.reference import lift
 from helm_megatron.specs import layer_spec, leaves_of
@@ -35,7 +35,7 @@ _SMALL_MICE = dict(
 
 
 @dataclass(frozen=True)
-class _SharedHelm(HelmConfig):
+class _SharedHelm(HelmSettings):
     """Megatron copies configs; a curvature to differentiate by must stay the same tensor."""
 
     def __deepcopy__(self, memo: dict) -> "_SharedHelm":
@@ -73,7 +73,8 @@ class ModuleCase:
         state[f"{block}.0.manifold.k"] = c
         config = config_from_release({**_SMALL_MICE, **released}, state, self.dtype)
         given = {"curvature": 1.0 if self.c is None else self.c, **(helm or {})}
-        return attach(config, _SharedHelm(**{**vars(config.helm), **given}))
+        config.helm = _SharedHelm(**{**vars(config.helm), **given})
+        return config
 
     def output(self, y: Tensor, space_only: bool = False) -> Tensor:
         """The ambient points over y, on the output manifold if the case has one."""

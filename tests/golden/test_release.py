@@ -15,8 +15,8 @@ from helm_megatron.checkpoint.release import (
     to_release,
 )
 from helm_megatron.checkpoint.release_config import config_from_release
-from helm_megatron.config import ambient_residual_scale
 from helm_megatron.model import build_model
+from helm_megatron.transformer_config import ambient_residual_scale
 
 
 def released(case: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -129,7 +129,7 @@ def yarn_fields() -> str | None:
 def optimizer_groups() -> str | None:
     from megatron.core.optimizer.optimizer import ChainedOptimizer
 
-    part = types.SimpleNamespace(load_state_dict=lambda state: None)
+    part = types.SimpleNamespace(load_state_dict=lambda state: None, param_groups=[])
     chain = types.SimpleNamespace(chained_optimizers=[part, part], _synchronize_steps=lambda: None)
     return unless_refused(
         "loading one optimizer's state into two",
