@@ -31,8 +31,8 @@ def with_settings(config: TransformerConfig, helm: HelmSettings) -> HelmTransfor
     Raises:
         KeyError: it is a config of another kind of model.
     """
-    made = _KINDS[type(config)].__new__(_KINDS[type(config)])
-    vars(made).update(vars(config), helm=helm)
+    made: HelmTransformerConfig = object.__new__(_KINDS[type(config)])
+    made.__dict__.update(vars(config), helm=helm)
     return made
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
-from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.enums import AttnBackend, AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
@@ -22,6 +21,7 @@ from helm_megatron.kernels.rotary import tables, turned
 from helm_megatron.layers.augmented import augment, centroid, time_shift
 from helm_megatron.layers.dot_product import DotProductAttention, document_bounds
 from helm_megatron.layers.parallel import filled_parameter
+from helm_megatron.transformer_config import HelmTransformerConfig
 
 
 class LorentzAttention(MegatronModule):
@@ -42,7 +42,7 @@ class LorentzAttention(MegatronModule):
 
     def __init__(
         self,
-        config: TransformerConfig,
+        config: HelmTransformerConfig,
         layer_number: int,
         attn_mask_type: AttnMaskType,
         attention_type: str,
