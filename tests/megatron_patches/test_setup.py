@@ -42,6 +42,25 @@ assert "megatron.core" not in sys.modules
     assert result.returncode == 0, result.stderr
 
 
+def test_with_cuda_megatron_is_patched_and_torch_is_not():
+    result = python("""
+import torch, torch.distributed, torch.utils.data
+from helm_megatron import megatron_patches
+
+torch.cuda.is_available = lambda: True
+owners = [torch, torch.Tensor, torch.nn.Module, torch.cuda, torch.cuda.random, torch.cuda.nvtx,
+          torch.distributed, torch.utils.data.DataLoader]
+megatron_patches.apply()
+def of_ours(owner):
+    modules = {name: getattr(x, "__module__", None) for name, x in vars(owner).items()}
+    return [name for name, module in modules.items() if str(module).startswith("helm_megatron")]
+assert [of_ours(owner) for owner in owners] == [[]] * len(owners)
+from megatron.training import training
+assert {"get_megatron_optimizer", "num_floating_point_operations"} <= set(of_ours(training))
+""")
+    assert result.returncode == 0, result.stderr
+
+
 @on_cpu
 def test_refuses_a_megatron_imported_before():
     result = python("""
