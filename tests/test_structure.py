@@ -99,6 +99,31 @@ def test_what_users_can_mend_has_one_base_class():
                 assert [ast.unparse(found) for found in node.bases] == [base], path
 
 
+def imported_from(tree, roots):
+    """Names that a file has imported from these packages."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in roots:
+            names |= {alias.asname or alias.name for alias in node.names}
+        if isinstance(node, ast.Import):
+            found = (alias.asname or alias.name.split(".")[0] for alias in node.names)
+            names |= {name for name in found if name in roots}
+    return names
+
+
+def test_only_patches_replace_parts_of_torch_and_megatron():
+    for path in (ROOT / "helm_megatron").rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        imported = imported_from(tree, {"torch", "megatron"})
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                owner = ast.unparse(node.value).split(".")[0]
+                assert owner not in imported or "megatron_patches" in path.parts, (
+                    path,
+                    node.lineno,
+                )
+
+
 def test_programs_replace_nothing_by_mocks():
     for path in SOURCES:
         if path.relative_to(ROOT).parts[0] != "tests":
