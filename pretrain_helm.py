@@ -5,9 +5,9 @@
 The flags are Megatron's; `--help` lists HELM's own under "helm" and "mice".
 """
 
-from helm_megatron import platform
+from helm_megatron import megatron_patches
 
-platform.setup()  # before anything imports megatron
+megatron_patches.apply()  # before anything imports megatron
 
 from helm_megatron.pretrain import main  # noqa: E402
 

@@ -25,16 +25,16 @@ from typing import Any
 if "--interpret" in sys.argv:
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 
-from helm_megatron import platform
+from helm_megatron import megatron_patches
 
-platform.setup()
+megatron_patches.apply()
 
 import torch  # noqa: E402
 from measure import add_output, in_turns, report  # noqa: E402
 from megatron.core.transformer.enums import AttnBackend  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from helm_megatron.config import HelmConfig  # noqa: E402
+from helm_megatron.config import HelmSettings  # noqa: E402
 from helm_megatron.geometry.attention import lorentz_attention  # noqa: E402
 from helm_megatron.layers.attention import LorentzAttention  # noqa: E402
 from helm_megatron.layers.dot_product import DotProductAttention  # noqa: E402
@@ -56,7 +56,7 @@ def core(args: argparse.Namespace, geometry: str, backend: str) -> Attention:
     """The product's attention over the kernel that `--attention-backend` names."""
     alone = SimpleNamespace(size=lambda: 1)
     config = SimpleNamespace(
-        sequence_parallel=False, attention_backend=AttnBackend[backend], helm=HelmConfig()
+        sequence_parallel=False, attention_backend=AttnBackend[backend], helm=HelmSettings()
     )
     common = dict(config=config, dropout=0.0, cp_group=alone, tp_group=alone)
     lorentz = geometry == "lorentz"
@@ -86,7 +86,7 @@ def exact(args: argparse.Namespace, name: str) -> Attention:
     if name == "Euclidean":
         return core(args, "euclidean", "unfused")
     tau = temperature(args).double()
-    return lambda q, k, v: lorentz_attention(q, k, v, tau, HelmConfig().curvature).flatten(-2)
+    return lambda q, k, v: lorentz_attention(q, k, v, tau, HelmSettings().curvature).flatten(-2)
 
 
 def inputs(args: argparse.Namespace, tokens: int, magnitude: float) -> list[Tensor]:

@@ -18,9 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-from helm_megatron import platform
+from helm_megatron import megatron_patches
 
-platform.setup()
+megatron_patches.apply()
 
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402

@@ -12,8 +12,8 @@ import time
 import torch
 from measure import add_output, report
 
+from helm_megatron.megatron_patches.cpu.adam import FusedAdam
 from helm_megatron.optim import rows
-from helm_megatron.optim.cpu_adam import FusedAdam
 
 WARM_UP = 5
 

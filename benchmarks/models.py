@@ -12,7 +12,7 @@ import torch
 from measure import in_turns, peak_bytes, storage_bytes
 from shapes import GEOMETRIES, model_args
 
-from helm_megatron.flops import num_floating_point_operations
+from helm_megatron.megatron_patches.flops import num_floating_point_operations
 from helm_megatron.process_groups import process_groups
 from helm_megatron.verify.layouts import job
 

@@ -10,9 +10,9 @@ import json
 import multiprocessing
 from typing import Any
 
-from helm_megatron import platform
+from helm_megatron import megatron_patches
 
-platform.setup()
+megatron_patches.apply()
 
 from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder  # noqa: E402
 from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer  # noqa: E402

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from helm_megatron import platform
+from helm_megatron import megatron_patches
 
 warnings.filterwarnings("ignore", module="megatron")
-platform.setup()
+megatron_patches.apply()
 
 import torch  # noqa: E402
 
-from helm_megatron.checks import ArgumentError  # noqa: E402
+from helm_megatron.errors import HelmError  # noqa: E402
 from helm_megatron.plan import shell  # noqa: E402
 from helm_megatron.plan.recipe import parse, validate  # noqa: E402
 from helm_megatron.verify.shrink import ONE_PROCESS  # noqa: E402
@@ -76,5 +76,5 @@ def model_args(options: Namespace, name: str, changes: Sequence[str], world: int
         multiple = args.make_vocab_size_divisible_by * args.tensor_model_parallel_size
         args.vocab_size = args.padded_vocab_size = -(-args.vocab_size // multiple) * multiple
         return validate(args, world)
-    except ArgumentError as error:
+    except HelmError as error:
         sys.exit(f"error: {error}")

@@ -26,6 +26,7 @@ from torch import Tensor
 from tqdm import trange
 
 from helm_megatron.analysis.words import Words, WordsError, read_words
+from helm_megatron.errors import HelmError
 from helm_megatron.geometry import lorentz
 from helm_megatron.optim.riemannian_adam import RiemannianAdam
 
@@ -186,7 +187,7 @@ def main() -> None:
     try:
         target = tree_distances(read_words(args.words))
         args.output_dir.mkdir(parents=True, exist_ok=True)
-    except (WordsError, OSError) as error:
+    except (HelmError, OSError) as error:
         sys.exit(f"error: {error}")
     results = []
     for dimension, geometry in product(args.dimensions, GEOMETRIES):

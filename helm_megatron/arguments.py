@@ -9,10 +9,10 @@ import argparse
 import importlib.util
 from typing import Any
 
-from megatron.core.transformer import TransformerConfig
 from megatron.training.argument_utils import core_transformer_config_from_args
 
-from helm_megatron.config import HelmConfig, attach
+from helm_megatron.config import HelmSettings
+from helm_megatron.transformer_config import HelmTransformerConfig, with_settings
 
 # Megatron's attributes of a pipeline of one stage, without recomputation: what rebuilds a run's
 # model elsewhere sets them.
@@ -186,7 +186,7 @@ def _add_mice_args(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def helm_config_from_args(args: argparse.Namespace) -> HelmConfig:
+def helm_settings_from_args(args: argparse.Namespace) -> HelmSettings:
     """The hyperbolic settings that the flags name."""
     mice = args.multi_latent_attention or args.num_experts is not None
     low, high = args.mice_curvature_init[0], args.mice_curvature_init[-1]
@@ -194,7 +194,7 @@ def helm_config_from_args(args: argparse.Namespace) -> HelmConfig:
     def or_hidden(curvature: float | None) -> float:
         return args.curvature if curvature is None else curvature
 
-    return HelmConfig(
+    return HelmSettings(
         geometry=args.geometry,
         curvature=args.curvature,
         embedding_curvature=or_hidden(args.embedding_curvature),
@@ -227,13 +227,7 @@ def _drop_missing_fusions(args: argparse.Namespace) -> None:
         args.apply_rope_fusion = False
 
 
-def config_from_args(args: argparse.Namespace) -> TransformerConfig:
-    """Megatron's transformer config with the hyperbolic settings attached."""
+def config_from_args(args: argparse.Namespace) -> HelmTransformerConfig:
+    """Megatron's transformer config, with the hyperbolic settings."""
     _drop_missing_fusions(args)
-    config = core_transformer_config_from_args(args)
-    if args.multi_latent_attention:
-        # Megatron gives these to its other rotary tables only.
-        for name in ("original_max_position_embeddings", "beta_fast", "beta_slow"):
-            if (value := getattr(args, f"yarn_{name}", None)) is not None:
-                setattr(config, name, value)
-    return attach(config, helm_config_from_args(args))
+    return with_settings(core_transformer_config_from_args(args), helm_settings_from_args(args))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import math
+import traceback
 from collections.abc import Iterator
 
 from helm_megatron.config import CURVATURES
 from helm_megatron.data.errors import DataError
 from helm_megatron.data.training.blend import prefixes_of
+from helm_megatron.errors import HelmError
 
 # Flags of Megatron's that would be ignored or fail late: attribute, its harmless value, and why.
 _UNSUPPORTED = {
@@ -21,6 +24,7 @@ _UNSUPPORTED = {
     "use_megatron_fsdp": (False, "HELM has --use-distributed-optimizer only"),
     "use_torch_fsdp2": (False, "HELM has --use-distributed-optimizer only"),
     "window_size": (None, "HELM's attention has no window"),
+    "heterogeneous_layers_config_path": (None, "HELM's layers are all of one width"),
     "softmax_type": ("vanilla", "HELM's attention has the plain softmax"),
     "attention_output_gate": (False, "HELM's heads have no gate"),
     "apply_query_key_layer_scaling": (False, "the attention temperature is learned"),
@@ -35,8 +39,19 @@ _UNSUPPORTED = {
 }
 
 
-class ArgumentError(Exception):
+class ArgumentError(HelmError):
     """Flags that cannot work together; the message is one line that names the flag."""
+
+
+@contextlib.contextmanager
+def megatrons_refusals() -> Iterator[None]:
+    """What Megatron asserts about flags, raised as an ArgumentError."""
+    try:
+        yield
+    except (AssertionError, ValueError) as error:
+        # Some of Megatron's assertions have no message; their source line says what failed.
+        reason = str(error) or traceback.extract_tb(error.__traceback__)[-1].line
+        raise ArgumentError(reason) from error
 
 
 def check_args(args: argparse.Namespace) -> None:

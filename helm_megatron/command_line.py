@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
+from functools import partial
 
 from megatron.training.arguments import parse_args
 
@@ -20,12 +20,15 @@ def parse(flags: Sequence[str]) -> Namespace:
     Raises:
         ArgumentError: a flag is unknown or its value is not valid.
     """
-    argv, errors = sys.argv, io.StringIO()
-    sys.argv = ["pretrain_helm.py", *flags]  # Megatron's parser reads no other list
+
+    def parser_of_flags(parser: ArgumentParser) -> ArgumentParser:
+        # Megatron's parse_args calls it without arguments, and means the command line.
+        parser.parse_args = partial(parser.parse_args, flags)  # type: ignore[assignment]
+        return add_args(parser)
+
+    said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(errors):
-            return parse_args(add_args)
+        with contextlib.redirect_stderr(said):
+            return parse_args(parser_of_flags)
     except SystemExit as error:
-        raise ArgumentError(errors.getvalue().strip().rsplit("error: ")[-1]) from error
-    finally:
-        sys.argv = argv
+        raise ArgumentError(said.getvalue().strip().rsplit("error: ")[-1]) from error

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from megatron.core.transformer import TransformerConfig
+from typing import Literal
 
 # Curvatures within which fp32 activations keep their precision.
 CURVATURES = (1e-3, 1e3)
 
 
 @dataclass(frozen=True)
-class HelmConfig:
-    """Hyperbolic settings; travels with Megatron's config as its attribute `helm`.
+class HelmSettings:
+    """Hyperbolic settings; the field `helm` of `HelmTransformerConfig`.
 
     A curvature c > 0 names the hyperboloid -x_t^2 + |x_s|^2 = -c, of sectional curvature -1/c.
     """
@@ -64,14 +60,3 @@ class HelmConfig:
 def _spaced(ends: tuple[float, float], index: int, count: int) -> float:
     low, high = ends
     return low + (high - low) * index / max(count - 1, 1)
-
-
-def attach(config: TransformerConfig, helm: HelmConfig) -> TransformerConfig:
-    """Give Megatron's config the hyperbolic settings and return it."""
-    config.helm = helm
-    return config
-
-
-def ambient_residual_scale(config: TransformerConfig) -> float:
-    """The factor of the residual sum: `residual_scale` times sqrt of the ambient width."""
-    return config.helm.residual_scale * math.sqrt(config.hidden_size + 1)

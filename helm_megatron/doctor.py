@@ -38,7 +38,7 @@ TINY_RUN = """
     --max-position-embeddings 32 --micro-batch-size 1 --global-batch-size 1 --train-iters 1
     --lr 1e-3 --log-interval 1 --eval-iters 0 --eval-interval 100
 """.split()
-TRAIN = "from helm_megatron import platform; platform.setup(); "
+TRAIN = "from helm_megatron import megatron_patches; megatron_patches.apply(); "
 TRAIN += "from helm_megatron.pretrain import main; main()"
 
 

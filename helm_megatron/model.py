@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from megatron.core.models.gpt import GPTModel
-from megatron.core.transformer import TransformerConfig
 
 from helm_megatron.layers.chunked_loss import compute_in_chunks
 from helm_megatron.layers.embedding import to_hidden_curvature
 from helm_megatron.layers.head import lorentz_output_layer
 from helm_megatron.layers.residual import join_norms
 from helm_megatron.specs import block_spec
+from helm_megatron.transformer_config import HelmTransformerConfig
 
 
 class HELMModel(GPTModel):
@@ -21,7 +21,7 @@ class HELMModel(GPTModel):
     hidden curvature and the logits are taken of the ambient vector.
     """
 
-    def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, config: HelmTransformerConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         self._join_embedding()
         join_norms(config, self.decoder.layers)
@@ -46,7 +46,7 @@ class HELMModel(GPTModel):
 
 
 def build_model(
-    config: TransformerConfig,
+    config: HelmTransformerConfig,
     vocab_size: int,
     max_sequence_length: int,
     pre_process: bool = True,

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import socket
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -25,15 +23,16 @@ from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_
 from megatron.training.arguments import parse_and_validate_args, parse_args
 from torch import Tensor
 
-from helm_megatron import flops, platform
+from helm_megatron import megatron_patches
 from helm_megatron.analysis.monitor import Monitor
 from helm_megatron.arguments import add_helm_args, config_from_args
 from helm_megatron.builder import HelmModelConfig
-from helm_megatron.checkpoint import compatibility, failures, files, reshard
-from helm_megatron.checks import ArgumentError, check_args
+from helm_megatron.checkpoint import compatibility, failures, files
+from helm_megatron.checks import ArgumentError, check_args, megatrons_refusals
 from helm_megatron.data.training.batch import next_batch, train_valid_test_datasets
 from helm_megatron.data.training.fit import check_fit
-from helm_megatron.optim import joined
+from helm_megatron.errors import HelmError
+from helm_megatron.megatron_patches import cpu
 
 
 def add_args(
@@ -48,11 +47,8 @@ def add_args(
     parser.set_defaults(create_attention_mask_in_dataloader=False, transformer_impl="local")
     # Megatron has no default and needs a number, even with --eval-iters 0.
     parser.set_defaults(eval_interval=1000)
-    parser.set_defaults(**platform.cpu_defaults())
+    parser.set_defaults(**cpu.defaults())
     parser.set_defaults(**from_checkpoint or {})
-    for action in parser._actions:
-        # A bare percent sign in one of Megatron 0.19's help texts makes `--help` fail.
-        action.help = re.sub(r"(?<!%)%(?![%(])", "%%", action.help or "")
     return parser
 
 
@@ -62,29 +58,29 @@ def checked_args() -> argparse.Namespace:
     The checkpoint to load is looked at too: it must be whole (else exit code 1) and of this model.
     """
     try:
-        args = parse_args(add_args)
-        folder = files.folder_to_load(args)
-        saved = None
-        if folder is not None:
-            files.check_whole(folder)
-            saved = compatibility.saved_args(folder)
-        provider = add_args
-        if args.use_checkpoint_args:
-            defaults = compatibility.defaults_from(saved) if saved else {}
-            provider = partial(add_args, from_checkpoint=defaults)
-        else:
+        with megatrons_refusals():
+            args = parse_args(add_args)
+            folder = files.folder_to_load(args)
+            saved = None
+            if folder is not None:
+                files.check_whole(folder)
+                saved = compatibility.saved_args(folder)
+            provider = add_args
+            if args.use_checkpoint_args:
+                defaults = compatibility.defaults_from(saved) if saved else {}
+                provider = partial(add_args, from_checkpoint=defaults)
+            else:
+                check_args(args)
+            args = parse_and_validate_args(provider)
             check_args(args)
-        args = parse_and_validate_args(provider)
-        check_args(args)
-        check_writable(args.save)
-        if folder is not None and saved is not None:
-            compatibility.check_compatible(args, saved, folder)
-        check_fit(args, get_tokenizer())
-    except (ArgumentError, AssertionError, ValueError) as error:
-        # Some of Megatron's assertions have no message; their source line says what failed.
-        failed(str(error) or traceback.extract_tb(error.__traceback__)[-1].line, exit_code=2)
+            check_writable(args.save)
+            if folder is not None and saved is not None:
+                compatibility.check_compatible(args, saved, folder)
+            check_fit(args, get_tokenizer())
     except files.CheckpointError as error:
         failed(str(error))
+    except HelmError as error:
+        failed(str(error), exit_code=2)
     return args
 
 
@@ -123,7 +119,7 @@ def check_writable(folder: str | None) -> None:
         raise ArgumentError(f"--save {folder}: cannot be written")
 
 
-def failed(reason: str | None, exit_code: int = 1, every_rank: bool = False) -> NoReturn:
+def failed(reason: str, exit_code: int = 1, every_rank: bool = False) -> NoReturn:
     """End this rank and say why in one line; the first rank says what all of them know."""
     rank = os.environ.get("RANK", "0")
     if every_rank or rank == "0":
@@ -132,7 +128,7 @@ def failed(reason: str | None, exit_code: int = 1, every_rank: bool = False) -> 
     sys.exit(exit_code)
 
 
-class InvalidLossError(Exception):
+class InvalidLossError(HelmError):
     """The loss is not a number; the message says where and what to do."""
 
 
@@ -204,24 +200,19 @@ def forward_step(
 
 def main() -> None:
     """Parse the command line and train."""
-    # What Megatron's wheel needs mended on every device; without CUDA the platform has done it.
-    platform.use_compiled_helpers()
-    platform.allow_odd_widths()
-    reshard.install()
-    joined.install()
-    flops.install()
-    files.read_only_data()
+    megatron_patches.apply()
     be_one_process_without_launcher()
     args = checked_args()
     if args.reset_attention_mask:
         args.create_attention_mask_in_dataloader = True
     try:
-        container = training_config(args)
-    except (AssertionError, ValueError) as error:  # Megatron's own rules
+        with megatrons_refusals():
+            container = training_config(args)
+    except HelmError as error:
         failed(str(error), exit_code=2)
     try:
         pretrain(container, train_valid_test_datasets, ModelType.encoder_or_decoder, forward_step)
-    except InvalidLossError as error:
+    except HelmError as error:
         failed(str(error), every_rank=True)
     except failures.ERRORS as error:
         if (reason := failures.explanation(error, args)) is None:

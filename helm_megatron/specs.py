@@ -12,7 +12,7 @@ from typing import Any
 
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
-from megatron.core.transformer import ModuleSpec, TransformerConfig
+from megatron.core.transformer import ModuleSpec
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
@@ -50,6 +50,7 @@ from helm_megatron.moe.experts import MiceExperts
 from helm_megatron.moe.grouped import GroupedMiceExperts
 from helm_megatron.moe.layer import MiceLayer
 from helm_megatron.moe.router import MiceRouter
+from helm_megatron.transformer_config import HelmTransformerConfig
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Leaves:
     final_norm: Any
 
 
-def backend_of(config: TransformerConfig) -> Backend:
+def backend_of(config: HelmTransformerConfig) -> Backend:
     """The backend that `--transformer-impl` names."""
     if config.transformer_impl == "local":
         return Backend()
@@ -104,7 +105,7 @@ def backend_of(config: TransformerConfig) -> Backend:
     )
 
 
-def lorentz_leaves(backend: Backend, config: TransformerConfig) -> Leaves:
+def lorentz_leaves(backend: Backend, config: HelmTransformerConfig) -> Leaves:
     """The hyperbolic leaves around a backend's modules."""
     column, row = lorentz_column(backend.column), lorentz_row(backend.row)
     replicated = lorentz_replicated(backend.replicated)
@@ -129,7 +130,7 @@ def lorentz_leaves(backend: Backend, config: TransformerConfig) -> Leaves:
     )
 
 
-def euclidean_leaves(backend: Backend, config: TransformerConfig) -> Leaves:
+def euclidean_leaves(backend: Backend, config: HelmTransformerConfig) -> Leaves:
     """Megatron's own leaves: the Euclidean twin of the same flags."""
     linears = MLPSubmodules(linear_fc1=backend.column, linear_fc2=backend.row)
     experts = functools.partial(SequentialMLP, submodules=linears)
@@ -153,14 +154,14 @@ def euclidean_leaves(backend: Backend, config: TransformerConfig) -> Leaves:
     )
 
 
-def leaves_of(config: TransformerConfig) -> Leaves:
+def leaves_of(config: HelmTransformerConfig) -> Leaves:
     """The leaves of the config's geometry around its backend."""
     make = lorentz_leaves if config.helm.geometry == "lorentz" else euclidean_leaves
     return make(backend_of(config), config)
 
 
 def block_spec(
-    config: TransformerConfig, vp_stage: int | None = None, pp_rank: int | None = None
+    config: HelmTransformerConfig, vp_stage: int | None = None, pp_rank: int | None = None
 ) -> TransformerBlockSubmodules:
     """Specs of the layers of this pipeline stage, dense or MoE by `moe_layer_freq`."""
     pattern = moe_pattern(config)
@@ -173,7 +174,7 @@ def block_spec(
     )
 
 
-def _numbered_layer_spec(config: TransformerConfig, index: int, moe: bool) -> ModuleSpec:
+def _numbered_layer_spec(config: HelmTransformerConfig, index: int, moe: bool) -> ModuleSpec:
     helm = config.helm
     if helm.geometry != "lorentz" or helm.layer_curvature is None:
         return layer_spec(config, leaves_of(config), moe)
@@ -183,7 +184,7 @@ def _numbered_layer_spec(config: TransformerConfig, index: int, moe: bool) -> Mo
     return ModuleSpec(module=CurvedLayer, params={"curvature": c}, submodules=submodules)
 
 
-def layer_spec(config: TransformerConfig, leaves: Leaves, moe: bool) -> ModuleSpec:
+def layer_spec(config: HelmTransformerConfig, leaves: Leaves, moe: bool) -> ModuleSpec:
     """One transformer layer: attention or latent attention, then a dense or a MoE feed-forward."""
     attention = _latent_attention(leaves)
     if not config.multi_latent_attention:
@@ -199,7 +200,7 @@ def layer_spec(config: TransformerConfig, leaves: Leaves, moe: bool) -> ModuleSp
     return ModuleSpec(module=TransformerLayer, submodules=submodules)
 
 
-def moe_pattern(config: TransformerConfig) -> list[bool]:
+def moe_pattern(config: HelmTransformerConfig) -> list[bool]:
     """Which layers are MoE: Megatron's `moe_layer_freq`, every n-th from the first or a list."""
     if config.num_moe_experts is None:
         return [False] * config.num_layers
@@ -246,7 +247,7 @@ def _moe(leaves: Leaves) -> Any:
 
 
 def _layers_of_stage(
-    config: TransformerConfig, vp_stage: int | None, pp_rank: int | None
+    config: HelmTransformerConfig, vp_stage: int | None, pp_rank: int | None
 ) -> list[int]:
     """Indices of the layers that this pipeline stage builds."""
     layout = config.pipeline_model_parallel_layout

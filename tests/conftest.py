@@ -6,9 +6,9 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from helm_megatron import platform
+from helm_megatron import megatron_patches
 
-platform.setup()  # before any test imports megatron
+megatron_patches.apply()  # before any test imports megatron
 
 
 @pytest.fixture(scope="session")

@@ -17,36 +17,40 @@ MAY_IMPORT = {
     "geometry": set(),
     "kernels": {"geometry"},
     "config": set(),
-    "layers": {"geometry", "kernels", "config"},
-    "moe": {"geometry", "config", "kernels", "layers"},
-    "optim": {"geometry", "kernels"},
-    "specs": {"geometry", "config", "layers", "moe"},
-    "model": {"geometry", "config", "layers", "moe", "specs"},
+    "transformer_config": {"config"},
+    "layers": {"geometry", "kernels", "transformer_config"},
+    "moe": {"config", "geometry", "kernels", "layers", "transformer_config"},
+    "optim": {"errors", "geometry", "kernels", "transformer_config"},
+    "specs": {"layers", "moe", "transformer_config"},
+    "model": {"layers", "specs", "transformer_config"},
     "builder": {"model"},
-    "arguments": {"config"},
-    "data": {"__version__"},
-    "evaluation": {"conversion"},
+    "arguments": {"config", "transformer_config"},
+    "data": {"__version__", "errors"},
+    "evaluation": {"conversion", "errors"},
+    "megatron_patches": {"optim"},
     "plan": {
-        *("arguments", "builder", "checks", "command_line", "layers", "moe", "platform"),
-        *("pretrain", "process_groups", "specs"),
+        *("arguments", "builder", "checks", "command_line", "layers", "megatron_patches", "moe"),
+        *("process_groups", "specs"),
     },
     "commands": {
-        *("analysis", "checks", "conversion", "data", "evaluation", "hf", "platform", "pretrain"),
+        *("analysis", "checks", "conversion", "data", "errors", "evaluation", "hf"),
+        *("megatron_patches", "pretrain"),
     },
     # It imports the module of the command that is chosen, by name.
     "cli": set(),
     "verify": {
-        *("arguments", "builder", "checks", "model", "moe", "optim", "platform", "pretrain"),
-        "process_groups",
+        *("arguments", "builder", "checks", "errors", "megatron_patches", "moe", "optim"),
+        *("pretrain", "process_groups"),
     },
     "hf": set(),
     "conversion": {
         *("analysis", "arguments", "builder", "checkpoint", "checks", "command_line", "config"),
-        *("data", "geometry", "hf", "process_groups", "specs"),
+        *("data", "errors", "geometry", "hf", "process_groups", "specs", "transformer_config"),
     },
-    "cluster": set(),
+    "cluster": {"errors"},
     "process_groups": set(),
     "command_line": {"checks", "pretrain"},
+    "errors": set(),
     "doctor": set(),
 }
 
@@ -92,6 +96,45 @@ def test_what_travels_with_a_checkpoint_imports_only_torch_and_transformers():
                 names = [alias.name for alias in node.names]
             roots = {name.split(".")[0] for name in names}
             assert roots <= {"copy", "difflib", "helm", "math", "torch", "transformers"}, path
+
+
+def test_what_users_can_mend_has_one_base_class():
+    for path in (ROOT / "helm_megatron").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and node.name.endswith("Error"):
+                base = "Exception" if node.name == "HelmError" else "HelmError"
+                assert [ast.unparse(found) for found in node.bases] == [base], path
+
+
+def imported_from(tree, roots):
+    """Names that a file has imported from these packages."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in roots:
+            names |= {alias.asname or alias.name for alias in node.names}
+        if isinstance(node, ast.Import):
+            found = (alias.asname or alias.name.split(".")[0] for alias in node.names)
+            names |= {name for name in found if name in roots}
+    return names
+
+
+def test_only_patches_replace_parts_of_torch_and_megatron():
+    for path in (ROOT / "helm_megatron").rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        imported = imported_from(tree, {"torch", "megatron"})
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                owner = ast.unparse(node.value).split(".")[0]
+                assert owner not in imported or "megatron_patches" in path.parts, (
+                    path,
+                    node.lineno,
+                )
+
+
+def test_programs_replace_nothing_by_mocks():
+    for path in SOURCES:
+        if path.relative_to(ROOT).parts[0] != "tests":
+            assert "unittest" not in path.read_text(), path
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -32,4 +32,4 @@ for requirement in map(Requirement, metadata.requires("helm-megatron")):
 PYTHON
 
 OMP_NUM_THREADS=1 "$python" -m pytest -n "${WORKERS:-2}" --dist loadgroup -m "not slow" "$@" \
-    tests/hf tests/evaluation tests/data tests/platform tests/optim tests/pretrain/test_training.py
+    tests/hf tests/conversion tests/evaluation tests/data tests/megatron_patches tests/optim tests/pretrain/test_training.py

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from wordnet import PARTS, corpus, read_synsets
 
-from helm_megatron.data.errors import DataError
 from helm_megatron.data.output import staged
+from helm_megatron.errors import HelmError
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
         lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
         with staged([args.output], args.overwrite) as [path]:
             path.write_bytes(gzip.compress(lines.encode(), mtime=0))
-    except DataError as error:
+    except HelmError as error:
         sys.exit(f"error: {error}")
     print(f"{args.output}: {len(texts):,} documents, {len(lines.encode()):,} bytes of JSONL")
 

@@ -28,6 +28,7 @@ from wordnet import PARTS, Synset, corpus, read_synsets
 
 from helm_megatron.data.errors import DataError
 from helm_megatron.data.output import staged
+from helm_megatron.errors import HelmError
 
 HELD_OUT = 0.05
 CHOICES = 4
@@ -132,7 +133,7 @@ def main() -> None:
         lines = "".join(json.dumps(question) + "\n" for question in questions)
         with staged([args.output], args.overwrite) as [path]:
             path.write_bytes(gzip.compress(lines.encode(), mtime=0))
-    except DataError as error:
+    except HelmError as error:
         sys.exit(f"error: {error}")
     print(f"{args.output}: {len(questions):,} questions")
 

@@ -18,6 +18,7 @@ from wordnet import Synset, read_synsets
 
 from helm_megatron.data.errors import DataError
 from helm_megatron.data.output import staged
+from helm_megatron.errors import HelmError
 
 NOTE = """\
 # {root} and what is a kind of it in WordNet 3.0, a word a line, with its parent after a tab.
@@ -80,7 +81,7 @@ def main() -> None:
         with staged([args.output], args.overwrite) as [path]:
             text = NOTE.format(root=args.root.capitalize()) + "\n".join(words) + "\n"
             path.write_text(text, encoding="utf-8")
-    except DataError as error:
+    except HelmError as error:
         sys.exit(f"error: {error}")
     print(f"{args.output}: {len(words):,} words")
 

@@ -8,13 +8,13 @@ from megatron.core.tensor_parallel import VocabParallelEmbedding
 from torch import Tensor
 
 from helm_megatron.analysis import tokens
-from helm_megatron.config import HelmConfig
+from helm_megatron.config import HelmSettings
 
 NAMES = ("embedding-radius/median", "embedding-radius/max", "embedding-hyperbolicity/relative")
 
 
 @torch.no_grad()
-def measure(model: list[torch.nn.Module], helm: HelmConfig, vocab_size: int) -> Tensor:
+def measure(model: list[torch.nn.Module], helm: HelmSettings, vocab_size: int) -> Tensor:
     """The values of `NAMES`, `[3]`: distances to the origin, and 2 delta / diameter of some tokens.
 
     Rows beyond `vocab_size` pad the table. A Euclidean twin has distances as if at c = 1. Zeros on

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core.transformer import TransformerConfig, TransformerLayer
+from megatron.core.transformer import TransformerLayer
 from megatron.core.transformer.moe.router import TopKRouter
 from megatron.training import get_args, get_tokenizer, print_rank_last
 from megatron.training.global_vars import get_tensorboard_writer, get_wandb_writer
@@ -22,12 +22,13 @@ from helm_megatron.geometry import lorentz
 from helm_megatron.layers.attention import LorentzAttention
 from helm_megatron.moe import bias
 from helm_megatron.moe.experts import MiceExperts
+from helm_megatron.transformer_config import HelmTransformerConfig
 
 
 class Monitor:
     """Watches the layers of this rank during the iterations that Megatron logs."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: HelmTransformerConfig) -> None:
         self.config = config
         layers, experts = config.num_layers, config.num_moe_experts or 0
         # Row l is layer l; a rank fills the rows of its own layers and experts.

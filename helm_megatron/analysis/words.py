@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from helm_megatron.errors import HelmError
 from helm_megatron.geometry import lorentz
 
 
-class WordsError(Exception):
+class WordsError(HelmError):
     """A file of words that cannot be used; the message is one line."""
 
 

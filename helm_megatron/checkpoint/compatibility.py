@@ -14,7 +14,7 @@ from typing import Any
 from megatron.core import dist_checkpointing
 from torch.distributed.checkpoint.api import CheckpointException
 
-from helm_megatron.arguments import add_helm_args, helm_config_from_args
+from helm_megatron.arguments import add_helm_args, helm_settings_from_args
 from helm_megatron.checkpoint.failures import reason
 from helm_megatron.checkpoint.files import CheckpointError, whole_iterations
 from helm_megatron.checks import ArgumentError
@@ -93,7 +93,7 @@ def _differences(args: argparse.Namespace, saved: argparse.Namespace) -> list[tu
     """Flag, its value in the checkpoint and its value here, of all that must be the same."""
     names = ["num_layers", "hidden_size", "num_attention_heads", "num_experts"]
     pairs = [(name, getattr(saved, name, None), getattr(args, name)) for name in names]
-    theirs, ours = helm_config_from_args(saved), helm_config_from_args(args)
+    theirs, ours = helm_settings_from_args(saved), helm_settings_from_args(args)
     fields = ["geometry"]
     if ours.geometry == theirs.geometry == "lorentz":
         fields += "curvature layer_curvature embedding_curvature output_curvature embedding".split()

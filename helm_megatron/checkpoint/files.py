@@ -1,58 +1,29 @@
 """The checkpoint that a run is about to load: where it is, whether it is whole, reading it safely.
 
-Megatron's torch_dist format has a pickled index, `.metadata`, beside the shards, and pickled values
-in the shards. torch reads both without restriction; `read_only_data` changes that.
+Megatron's torch_dist format has a pickled index, `.metadata`, beside the shards.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import os
-import pickle
-import types
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from megatron.core.dist_checkpointing.core import check_is_distributed_checkpoint
 from megatron.training.checkpointing import (
     checkpoint_exists,
     get_checkpoint_name,
     get_checkpoint_tracker_filename,
 )
-from torch.distributed.checkpoint import filesystem
 
-# All that an index consists of, besides torch's dtypes.
-_INDEX_CLASSES = {
-    "torch": "Size",
-    "torch.serialization": "_get_layout",
-    "torch.distributed.checkpoint.filesystem": "_StorageInfo _StoragePrefix",
-    "torch.distributed.checkpoint.metadata": "BytesStorageMetadata ChunkStorageMetadata Metadata "
-    "MetadataIndex StorageMeta TensorProperties TensorStorageMetadata _MEM_FORMAT_ENCODING",
-    "torch.distributed.checkpoint.planner": "BytesIOWriteData SavePlan TensorWriteData WriteItem "
-    "WriteItemType",
-    "collections": "OrderedDict",
-    "pathlib": "PosixPath",
-    "pathlib._local": "PosixPath",
-}
+from helm_megatron.errors import HelmError
+from helm_megatron.megatron_patches.checkpoint_index import load_index
 
 
-class CheckpointError(Exception):
+class CheckpointError(HelmError):
     """A checkpoint that cannot be loaded; the message is one line that says which and why."""
-
-
-class _IndexUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if is_dtype or name in _INDEX_CLASSES.get(module, "").split():
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint needs")
-
-
-def _load_index(file: io.BufferedIOBase) -> Any:
-    return _IndexUnpickler(file).load()
 
 
 def read_index(folder: Path) -> Any:
@@ -64,21 +35,12 @@ def read_index(folder: Path) -> Any:
     index = folder / ".metadata"
     try:
         with index.open("rb") as file:
-            return _load_index(file)
+            return load_index(file)
     except FileNotFoundError as error:
         raise CheckpointError(f"{index} is missing") from error
     except Exception as error:  # unpickling damaged data raises anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(f"{index} cannot be read: {reason}") from error
-
-
-def read_only_data() -> None:
-    """Let no checkpoint run code: restrict what torch unpickles of it. Call again at will."""
-    os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
-    # FileSystemReader's only use of pickle.load is the index.
-    filesystem.pickle = types.SimpleNamespace(  # type: ignore[assignment]
-        **vars(pickle) | {"load": _load_index}
-    )
 
 
 def folder_to_load(args: argparse.Namespace) -> Path | None:

@@ -25,11 +25,12 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
 from helm_megatron.cluster.node_checks import code_problems, code_version, local_problems, run_paths
+from helm_megatron.errors import HelmError
 
 RANK_ERRORS = (multiprocessing.ProcessRaisedException, multiprocessing.ProcessExitedException)
 
 
-class PreflightError(Exception):
+class PreflightError(HelmError):
     """What is wrong, one problem a line, each with its node."""
 
 
@@ -270,7 +271,7 @@ def main() -> None:
     args = parse_args()
     try:
         preflight(args)
-    except PreflightError as error:
+    except HelmError as error:
         for line in str(error).splitlines():
             print(f"preflight: error: {line}", file=sys.stderr, flush=True)
         sys.exit(1)

@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from helm_megatron.analysis import SAMPLES
-from helm_megatron.conversion.exported import ExportError
 from helm_megatron.data.errors import DataError
-from helm_megatron.evaluation.errors import EvaluationError
+from helm_megatron.errors import HelmError
 from helm_megatron.evaluation.model import hf_folder
 
 if TYPE_CHECKING:
@@ -138,16 +137,12 @@ def main() -> None:
     """Run the tool; a problem ends it with one line and exit code 1."""
     args = parse_args()
     from helm_megatron.analysis.page import page
-    from helm_megatron.analysis.words import WordsError
 
     try:
         args.output_dir.mkdir(parents=True, exist_ok=True)
         with hf_folder(args.load, args.output_dir) as folder:
             numbers, pictures = analyze(folder, args)
-    except (
-        *(DataError, EvaluationError, ExportError, WordsError),
-        *(OSError, UnicodeDecodeError),
-    ) as error:
+    except (HelmError, OSError, UnicodeDecodeError) as error:
         sys.exit(f"error: {error}")
     (args.output_dir / "numbers.json").write_text(json.dumps(numbers, indent=2) + "\n")
     title = f"Geometry of {args.load}"

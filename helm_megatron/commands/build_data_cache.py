@@ -15,19 +15,19 @@ import sys
 import time
 from pathlib import Path
 
-from helm_megatron import platform
+from helm_megatron import megatron_patches
 
-platform.setup()  # before anything imports megatron
+megatron_patches.apply()  # before anything imports megatron
 
 from megatron.training import get_tokenizer  # noqa: E402
 from megatron.training.arguments import parse_args, validate_args  # noqa: E402
 from megatron.training.global_vars import set_global_variables  # noqa: E402
 from megatron.training.training import update_train_iters  # noqa: E402
 
-from helm_megatron.checks import ArgumentError, check_args  # noqa: E402
-from helm_megatron.data.errors import DataError  # noqa: E402
+from helm_megatron.checks import ArgumentError, check_args, megatrons_refusals  # noqa: E402
 from helm_megatron.data.training.cache import build_cache  # noqa: E402
 from helm_megatron.data.training.fit import check_fit  # noqa: E402
+from helm_megatron.errors import HelmError  # noqa: E402
 from helm_megatron.pretrain import add_args  # noqa: E402
 
 
@@ -64,14 +64,14 @@ def prepare() -> argparse.Namespace:
 
 def main() -> None:
     """Run the tool; errors end it with one line and exit code 1."""
-    platform.use_compiled_helpers()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("megatron.core.datasets").setLevel(logging.INFO)  # its progress
     start = time.monotonic()
     try:
-        folder = Path(prepare().data_cache_path)
-        made, there = build_cache(folder)
-    except (ArgumentError, DataError, AssertionError, ValueError) as error:
+        with megatrons_refusals():
+            folder = Path(prepare().data_cache_path)
+            made, there = build_cache(folder)
+    except HelmError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted; nothing was written")

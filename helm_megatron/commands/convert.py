@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from helm_megatron.conversion.defaults import MAX_SHARD_BYTES, WARM_START_SCALE
+from helm_megatron.errors import HelmError
 
 if TYPE_CHECKING:
     from helm_megatron.conversion.source_model import SourceModel
@@ -150,11 +151,10 @@ def main() -> None:
     """Run the tool; a problem ends it with one line and exit code 1."""
     args = parse_args()
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # converted on the CPU, where every checkpoint fits
-    from helm_megatron import platform
+    from helm_megatron import megatron_patches
 
-    platform.setup()  # before anything imports megatron
+    megatron_patches.apply()  # before anything imports megatron
 
-    from helm_megatron.conversion.errors import ERRORS
     from helm_megatron.conversion.quiet import quiet
 
     quiet()
@@ -163,6 +163,6 @@ def main() -> None:
             refresh_code(args)
         else:
             to_hf(args) if args.target == "hf" else to_megatron(args)
-    except ERRORS as error:
+    except HelmError as error:
         sys.exit(f"error: {error}")
     print(f"{args.save or args.load} is complete", file=sys.stderr)

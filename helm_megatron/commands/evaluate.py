@@ -18,9 +18,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from helm_megatron.commands.options import positive
-from helm_megatron.conversion.exported import ExportError
-from helm_megatron.data.errors import DataError
 from helm_megatron.data.output import staged
+from helm_megatron.errors import HelmError
 from helm_megatron.evaluation.errors import EvaluationError
 from helm_megatron.evaluation.harness import Options, Outcome, run
 from helm_megatron.evaluation.model import hf_folder
@@ -141,7 +140,7 @@ def main() -> None:
     args = parse_args()
     try:
         table = evaluate(args)
-    except (DataError, EvaluationError, ExportError) as error:
+    except HelmError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted; no scores were written")

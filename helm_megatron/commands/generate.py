@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from helm_megatron.commands.options import positive
+from helm_megatron.errors import HelmError
 
 
 def parse_args() -> argparse.Namespace:
@@ -38,9 +39,7 @@ def main() -> None:
     import torch
 
     from helm_megatron.conversion import generate
-    from helm_megatron.conversion.exported import ExportError
     from helm_megatron.conversion.quiet import quiet
-    from helm_megatron.conversion.to_hf import ConversionError
 
     quiet()
     torch.manual_seed(args.seed)
@@ -61,7 +60,7 @@ def main() -> None:
                 num_beams=args.num_beams,
                 **sampling,
             )
-    except (ConversionError, ExportError) as error:
+    except HelmError as error:
         sys.exit(f"error: {error}")
     for prompt, text in zip(args.prompt, texts, strict=True):
         print(f"{prompt}{text}")

@@ -23,6 +23,7 @@ from helm_megatron.data.inspection import (
 )
 from helm_megatron.data.sidecar import read_sidecar
 from helm_megatron.data.verification import problems
+from helm_megatron.errors import HelmError
 
 
 def parse_args() -> argparse.Namespace:
@@ -81,7 +82,7 @@ def main() -> None:
         found = list(problems(args.data_path, args.vocab_size))
         if not found:
             show(args)
-    except DataError as error:
+    except HelmError as error:
         sys.exit(f"error: {error}")
     if found:
         sys.exit("\n".join(f"error: {problem}" for problem in found))

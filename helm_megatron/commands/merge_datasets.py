@@ -9,8 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from helm_megatron.data.errors import DataError
 from helm_megatron.data.merge import find_prefixes, merge
+from helm_megatron.errors import HelmError
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     try:
         prefixes = find_prefixes(args.input)
         documents = merge(prefixes, args.output_prefix, overwrite=args.overwrite)
-    except DataError as error:
+    except HelmError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted; nothing was written")

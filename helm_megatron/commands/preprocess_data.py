@@ -20,10 +20,10 @@ from pathlib import Path
 
 from helm_megatron.commands.options import not_negative, positive
 from helm_megatron.data.encoders import TOKENIZER_TYPES
-from helm_megatron.data.errors import DataError
 from helm_megatron.data.inputs import SAMPLE_BY, TextSource, find_sources
 from helm_megatron.data.pool import TokenizerSpec
 from helm_megatron.data.preprocess import Options, preprocess
+from helm_megatron.errors import HelmError
 
 
 def parse_args() -> argparse.Namespace:
@@ -131,7 +131,7 @@ def main() -> None:
     tokenizer = TokenizerSpec(args.tokenizer_type, args.tokenizer_model, args.append_eod)
     try:
         counts = preprocess(sources_of(args), args.output_prefix, tokenizer, options_of(args))
-    except DataError as error:
+    except HelmError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted; --resume goes on from the last checkpoint, if there is one")

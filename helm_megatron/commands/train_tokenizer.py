@@ -11,8 +11,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from helm_megatron.data.errors import DataError
 from helm_megatron.data.tokenizer_training import MAX_LINE_BYTES, MODEL_TYPES, train_tokenizer
+from helm_megatron.errors import HelmError
 
 
 def parse_args() -> argparse.Namespace:
@@ -50,7 +50,7 @@ def main() -> None:
             args.json_keys,
             overwrite=args.overwrite,
         )
-    except DataError as error:
+    except HelmError as error:
         sys.exit(f"error: {error}")
     if counts.too_long:
         print(

@@ -8,7 +8,7 @@ import argparse
 import sys
 
 from helm_megatron.data.entropy import SPLITS, unigram_entropy
-from helm_megatron.data.errors import DataError
+from helm_megatron.errors import HelmError
 
 
 def main() -> None:
@@ -20,5 +20,5 @@ def main() -> None:
     args = parser.parse_args()
     try:
         print(f"{unigram_entropy(args.data_path, args.split, args.part):.4f}")
-    except DataError as error:
+    except HelmError as error:
         sys.exit(f"error: {error}")

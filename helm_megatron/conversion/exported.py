@@ -7,8 +7,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from helm_megatron.errors import HelmError
 
-class ExportError(Exception):
+
+class ExportError(HelmError):
     """A checkpoint that cannot be exported; the message is one line."""
 
 

@@ -7,13 +7,14 @@ import math
 from typing import Any
 
 import torch
-from megatron.core.transformer import TransformerConfig
 from megatron.training.argument_utils import gpt_config_from_args
 
 from helm_megatron.arguments import ONE_STAGE, config_from_args
 from helm_megatron.builder import HelmModelConfig
+from helm_megatron.errors import HelmError
 from helm_megatron.hf.configuration_helm import HelmConfig
 from helm_megatron.specs import moe_pattern
+from helm_megatron.transformer_config import HelmTransformerConfig
 
 # What a conversion sets of a checkpoint's arguments: one process, Megatron's own modules.
 _ONE_PROCESS: dict[str, Any] = {
@@ -40,7 +41,7 @@ _ONE_PROCESS: dict[str, Any] = {
 }
 
 
-class SettingsError(ValueError):
+class SettingsError(HelmError):
     """A model that the Hugging Face side cannot express; the message is one line."""
 
 
@@ -98,7 +99,7 @@ _LORENTZ = (
 ).split()
 
 
-def _check(config: TransformerConfig) -> None:
+def _check(config: HelmTransformerConfig) -> None:
     def refuse(what: str) -> None:
         raise SettingsError(f"the checkpoint's model has {what}, which has no Hugging Face form")
 
@@ -110,7 +111,7 @@ def _check(config: TransformerConfig) -> None:
         refuse(f"--moe-router-score-function {config.moe_router_score_function}")
 
 
-def _heads(config: TransformerConfig) -> dict[str, Any]:
+def _heads(config: HelmTransformerConfig) -> dict[str, Any]:
     return dict(
         num_key_value_heads=config.num_query_groups,
         head_dim=config.kv_channels,
@@ -134,7 +135,7 @@ def _latent(config: Any) -> dict[str, Any]:
     )
 
 
-def _experts(config: TransformerConfig) -> dict[str, Any]:
+def _experts(config: HelmTransformerConfig) -> dict[str, Any]:
     reference = config.helm.geometry == "lorentz" and config.helm.mice_routing == "reference"
     return dict(
         n_routed_experts=config.num_moe_experts,

@@ -12,7 +12,7 @@ from megatron.core import dist_checkpointing
 from megatron.training.checkpointing import get_checkpoint_name, get_checkpoint_tracker_filename
 
 from helm_megatron.builder import HelmModelConfig
-from helm_megatron.checkpoint import compatibility, files
+from helm_megatron.checkpoint import compatibility
 from helm_megatron.checkpoint.files import CheckpointError
 from helm_megatron.conversion import in_megatron, settings
 from helm_megatron.conversion.release.config import config_from_release
@@ -52,7 +52,6 @@ def megatron(
     Raises:
         CheckpointError, ConversionError, SettingsError, TextError: it cannot be exported.
     """
-    files.read_only_data()
     folder = checkpoint_folder(load, step)
     parameters = StoredParameters(folder)
     args = compatibility.saved_args(folder)

@@ -15,10 +15,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from helm_megatron.errors import HelmError
+
 _INDEX = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
-class MappingError(ValueError):
+class MappingError(HelmError):
     """Tensors that do not make up a model; the message is one line that names the first."""
 
 

@@ -11,6 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from helm_megatron.errors import HelmError
+
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _NAMES = {
@@ -25,7 +27,7 @@ _NAMES = {
 _MAPPED_BYTES = 2**24
 
 
-class TensorFileError(Exception):
+class TensorFileError(HelmError):
     """A safetensors file that cannot be read or written; the message is one line."""
 
 

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from helm_megatron.conversion.sentencepiece_tokenizer import from_sentencepiece
 from helm_megatron.data.encoders import SENTENCEPIECE_TYPES, build_encoder
 from helm_megatron.data.errors import DataError
+from helm_megatron.errors import HelmError
 from helm_megatron.hf.configuration_helm import HelmConfig
 
 SAMPLE = (
@@ -26,7 +27,7 @@ SAMPLE = (
 SAMPLE_TOKENS = 128
 
 
-class TextError(Exception):
+class TextError(HelmError):
     """A tokenizer that cannot be exported; the message is one line."""
 
 

@@ -22,6 +22,7 @@ from helm_megatron.conversion.defaults import MAX_SHARD_BYTES
 from helm_megatron.conversion.source_model import SourceModel
 from helm_megatron.conversion.table import Rule
 from helm_megatron.conversion.text import Text
+from helm_megatron.errors import HelmError
 from helm_megatron.hf.configuration_helm import HelmConfig
 from helm_megatron.hf.modeling_helm import HelmForCausalLM
 
@@ -37,7 +38,7 @@ AUTO_MAP = {
 }
 
 
-class ConversionError(Exception):
+class ConversionError(HelmError):
     """A conversion that cannot be done, or that changed the model; the message is one line."""
 
 

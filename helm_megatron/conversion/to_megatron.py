@@ -18,7 +18,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
-from helm_megatron.checkpoint import files
 from helm_megatron.conversion import flags, hf_names, in_megatron, settings, to_hf, write
 from helm_megatron.conversion import warm_start as llama
 from helm_megatron.conversion.defaults import WARM_START_SCALE
@@ -172,7 +171,6 @@ def megatron_logits(
     folder: Path, args: argparse.Namespace, tokens: Tensor, vocab_size: int
 ) -> Tensor:
     """Logits in fp32 of a written checkpoint, loaded as Megatron does."""
-    files.read_only_data()
     config = settings.one_process_model_config(settings.in_fp32(args))
     load = in_megatron.from_checkpoint(folder / "release")
     return in_megatron.logits(config, load, tokens, vocab_size)

@@ -10,7 +10,6 @@ from typing import Any
 
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
-from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.enums import AttnBackend, AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
@@ -22,6 +21,7 @@ from helm_megatron.kernels.rotary import tables, turned
 from helm_megatron.layers.augmented import augment, centroid, time_shift
 from helm_megatron.layers.dot_product import DotProductAttention, document_bounds
 from helm_megatron.layers.parallel import filled_parameter
+from helm_megatron.transformer_config import HelmTransformerConfig
 
 
 class LorentzAttention(MegatronModule):
@@ -42,7 +42,7 @@ class LorentzAttention(MegatronModule):
 
     def __init__(
         self,
-        config: TransformerConfig,
+        config: HelmTransformerConfig,
         layer_number: int,
         attn_mask_type: AttnMaskType,
         attention_type: str,
@@ -98,7 +98,7 @@ class LorentzAttention(MegatronModule):
                 query, key = turned(query, rotary), turned(key, rotary)
             return _flash_attention(query, key, value, tau, c, packed_seq_params)
         dtype, heads, d = query.dtype, query.shape[-2], value.shape[-1]
-        query, key, value = (computed_in(x) for x in (query, key, value))
+        query, key, value = (self.computed_in(x) for x in (query, key, value))
         # Dropped weights no longer sum to 1.
         shift = None if self._drops() else time_shift(value, c, self.cp_group)
         q, k, v = augment(query, key, value, tau, c, shift, rotary)
@@ -114,6 +114,13 @@ class LorentzAttention(MegatronModule):
         if shift is not None:
             shift = shift.repeat_interleave(heads // value.shape[-2], dim=-2)
         return centroid(m, d, c, shift).to(dtype).flatten(-2)
+
+    def computed_in(self, x: Tensor) -> Tensor:
+        """x as the kernel is to see it: on the CPU in at least fp32.
+
+        A kernel's sums rounded to bf16 lose what m_t^2 - |m_s|^2 needs where heads lie far out.
+        """
+        return at_least_fp32(x) if x.device.type == "cpu" else x
 
     def _drops(self) -> bool:
         return bool(self.dropout) and self.training
@@ -164,14 +171,6 @@ def _flash_attention(
         longest = None
     q, k, v = (x.unsqueeze(1) for x in (q, k, v))
     return flash_attention(q, k, v, tau, c, bounds, longest).squeeze(1).flatten(-2)
-
-
-def computed_in(x: Tensor) -> Tensor:
-    """x as the kernel is to see it: on the CPU in at least fp32.
-
-    A kernel's sums rounded to bf16 lose what m_t^2 - |m_s|^2 needs where heads lie far out.
-    """
-    return at_least_fp32(x) if x.device.type == "cpu" else x
 
 
 @functools.cache

@@ -6,14 +6,14 @@ import copy
 import dataclasses
 from typing import Any
 
-from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 
 from helm_megatron.geometry import lorentz
+from helm_megatron.transformer_config import HelmTransformerConfig
 
 
-def with_curvature(config: TransformerConfig, curvature: float) -> TransformerConfig:
+def with_curvature(config: HelmTransformerConfig, curvature: float) -> HelmTransformerConfig:
     """A copy of the config with another curvature of the hidden activations."""
     config = copy.copy(config)
     config.helm = dataclasses.replace(config.helm, curvature=curvature)
@@ -28,7 +28,7 @@ class CurvedLayer(TransformerLayer):
     """
 
     def __init__(
-        self, config: TransformerConfig, *args: Any, curvature: float, **kwargs: Any
+        self, config: HelmTransformerConfig, *args: Any, curvature: float, **kwargs: Any
     ) -> None:
         super().__init__(with_curvature(config, curvature), *args, **kwargs)
         self.outer_curvature = config.helm.curvature

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from megatron.core import tensor_parallel
 from megatron.core.packed_seq_params import PackedSeqParams
-from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.enums import AttnBackend, AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
@@ -18,6 +17,7 @@ from torch.nn.attention.bias import causal_lower_right
 
 from helm_megatron.kernels.cpu_attention import lower_right_attention
 from helm_megatron.layers.context_parallel import causal_chunks, gather_sequence
+from helm_megatron.transformer_config import HelmTransformerConfig
 
 
 class DotProductAttention(MegatronModule):
@@ -31,7 +31,7 @@ class DotProductAttention(MegatronModule):
 
     def __init__(
         self,
-        config: TransformerConfig,
+        config: HelmTransformerConfig,
         layer_number: int,
         attn_mask_type: AttnMaskType,
         attention_type: str,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
-from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 from helm_megatron.geometry import lorentz
 from helm_megatron.layers.linear import lorentz_column
+from helm_megatron.transformer_config import HelmTransformerConfig
 
 
 class FinalProjectionNorm(MegatronModule):
@@ -22,7 +22,7 @@ class FinalProjectionNorm(MegatronModule):
 
     def __init__(
         self,
-        config: TransformerConfig,
+        config: HelmTransformerConfig,
         hidden_size: int,
         eps: float,
         linear: Any,
@@ -48,7 +48,7 @@ class FinalProjectionNorm(MegatronModule):
         return self.norm(lorentz.rescale(y, helm.curvature, helm.output_curvature))
 
 
-def lorentz_output_layer(euclidean: ColumnParallelLinear, config: TransformerConfig) -> Any:
+def lorentz_output_layer(euclidean: ColumnParallelLinear, config: HelmTransformerConfig) -> Any:
     """The vocabulary-parallel output layer built around the weight of Megatron's own.
 
     `euclidean` is the output layer that GPTModel has made, with any backend Megatron's local

@@ -15,8 +15,9 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.multi_latent_attention import MLASelfAttention, MultiLatentAttention
-from megatron.core.transformer.transformer_config import MLATransformerConfig
 from torch import Tensor
+
+from helm_megatron.transformer_config import HelmMLATransformerConfig
 
 
 @dataclass
@@ -35,7 +36,7 @@ class LatentSelfAttention(MLASelfAttention):
 
     def __init__(
         self,
-        config: MLATransformerConfig,
+        config: HelmMLATransformerConfig,
         submodules: LatentAttentionSubmodules,
         layer_number: int,
         attn_mask_type: AttnMaskType = AttnMaskType.causal,

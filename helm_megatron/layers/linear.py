@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_parallel_region
-from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor
@@ -29,6 +28,7 @@ from helm_megatron.layers.parallel import (
     sum_over_row_shards,
     time_into_columns,
 )
+from helm_megatron.transformer_config import HelmTransformerConfig
 
 # Base of the mixins to the type checker: some backend's linear. At run time each is mixed with one.
 _Linear: Any = object
@@ -45,7 +45,7 @@ class _LorentzColumn(_Linear):
         input_size: int,
         output_size: int,
         *,
-        config: TransformerConfig,
+        config: HelmTransformerConfig,
         bias: bool | None = None,
         skip_bias_add: bool = False,
         stride: int = 1,
@@ -118,7 +118,7 @@ class _LorentzRow(_Linear):
         input_size: int,
         output_size: int,
         *,
-        config: TransformerConfig,
+        config: HelmTransformerConfig,
         bias: bool,
         skip_bias_add: bool,
         is_expert: bool = False,
@@ -169,7 +169,7 @@ class ReplicatedLinear(torch.nn.Module):
         input_size: int,
         output_size: int,
         *,
-        config: TransformerConfig,
+        config: HelmTransformerConfig,
         init_method: Any,
         **_: Any,
     ) -> None:
@@ -189,7 +189,7 @@ class _LorentzReplicated(_Linear):
     """Mixin over a linear that is whole on every rank."""
 
     def __init__(
-        self, input_size: int, output_size: int, *, config: TransformerConfig, **kwargs: Any
+        self, input_size: int, output_size: int, *, config: HelmTransformerConfig, **kwargs: Any
     ) -> None:
         super().__init__(input_size, output_size, config=config, **kwargs)
         self.curvature: Scalar = config.helm.curvature
@@ -211,7 +211,7 @@ class _HeadsRow(_Linear):
     """
 
     def __init__(
-        self, input_size: int, output_size: int, *, config: TransformerConfig, **kwargs: Any
+        self, input_size: int, output_size: int, *, config: HelmTransformerConfig, **kwargs: Any
     ) -> None:
         kwargs.update(bias=config.helm.linear_bias, skip_bias_add=False)
         width = input_size + config.num_attention_heads

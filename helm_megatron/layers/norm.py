@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
 from helm_megatron.kernels.rms_norm import rms_norm
 from helm_megatron.layers.parallel import replicated_parameter
+from helm_megatron.transformer_config import HelmTransformerConfig
 
 # Of a norm's weight and eps: a tensor together with its norm.
 Joined = Callable[[Tensor, float], tuple[Tensor, Tensor]]
@@ -23,7 +23,7 @@ class RMSNorm(torch.nn.Module):
     """
 
     def __init__(
-        self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any
+        self, config: HelmTransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any
     ) -> None:
         super().__init__()
         self.eps = eps

@@ -15,12 +15,13 @@ from megatron.core.tensor_parallel.mappings import (
     reduce_from_tensor_model_parallel_region,
     reduce_scatter_to_sequence_parallel_region,
 )
-from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 from torch.nn import Parameter
 
+from helm_megatron.transformer_config import HelmTransformerConfig
 
-def replicated_parameter(config: TransformerConfig, size: int, value: float) -> Parameter:
+
+def replicated_parameter(config: HelmTransformerConfig, size: int, value: float) -> Parameter:
     """A parameter `[size]` that every tensor-parallel rank holds, used on its own tokens.
 
     Under sequence parallelism each rank sees a part of the tokens, so Megatron sums its gradient
@@ -31,7 +32,7 @@ def replicated_parameter(config: TransformerConfig, size: int, value: float) -> 
     return parameter
 
 
-def filled_parameter(config: TransformerConfig, size: int, value: float) -> Parameter:
+def filled_parameter(config: HelmTransformerConfig, size: int, value: float) -> Parameter:
     """A parameter `[size]` filled with value, on the device where Megatron builds the model."""
     device = None if config.use_cpu_initialization else torch.cuda.current_device()
     return Parameter(torch.full((size,), value, dtype=config.params_dtype, device=device))

@@ -10,17 +10,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 
-from helm_megatron.config import ambient_residual_scale
 from helm_megatron.geometry import lorentz
 from helm_megatron.kernels.residual import residual
 from helm_megatron.kernels.residual_norm import residual_norm
 from helm_megatron.layers.norm import RMSNorm
 from helm_megatron.layers.parallel import replicated_parameter
+from helm_megatron.transformer_config import HelmTransformerConfig, ambient_residual_scale
 
 
 class LorentzResidual(MegatronModule):
@@ -31,7 +30,7 @@ class LorentzResidual(MegatronModule):
 
     def __init__(
         self,
-        config: TransformerConfig,
+        config: HelmTransformerConfig,
         scale: float | None = None,
         learn_scale: bool | None = None,
     ) -> None:
@@ -77,7 +76,7 @@ class LorentzResidual(MegatronModule):
             return self.combine(x, F.dropout(f, dropout, training))
 
 
-def join_norms(config: TransformerConfig, layers: Sequence[Any]) -> None:
+def join_norms(config: HelmTransformerConfig, layers: Sequence[Any]) -> None:
     """Let the residuals of a stage's Megatron layers compute the norms that read their results.
 
     Those are our own RMSNorm, within a layer and in the next one, where both layers are of the same

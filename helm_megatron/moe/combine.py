@@ -7,13 +7,13 @@ m_t^2 - |m_s|^2 cancels.
 from __future__ import annotations
 
 import torch
-from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
 from helm_megatron.geometry import lorentz
 from helm_megatron.geometry.lorentz import at_least_fp32
 from helm_megatron.geometry.mixture import EPS
 from helm_megatron.layers.residual import LorentzResidual
+from helm_megatron.transformer_config import HelmTransformerConfig
 
 
 def ambient(points: Tensor, c: float) -> Tensor:
@@ -62,5 +62,5 @@ def fold(points: Tensor, weights: Tensor, c: float) -> Tensor:
 class AddExperts(LorentzResidual):
     """The released sum of the shared expert's point and the folded ones: its scale is learned."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: HelmTransformerConfig) -> None:
         super().__init__(config, scale=2.0, learn_scale=True)

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor
 from torch.distributed import ProcessGroup
@@ -15,6 +14,7 @@ from torch.nn import Parameter
 
 from helm_megatron.config import CURVATURES
 from helm_megatron.geometry.lorentz import at_least_fp32
+from helm_megatron.transformer_config import HelmTransformerConfig
 
 
 def inverse_softplus(c: float) -> float:
@@ -51,7 +51,7 @@ class ExpertCurvature(torch.nn.Module):
     that the expert computes; what it learns in smaller steps adds up in the optimizer's fp32 copy.
     """
 
-    def __init__(self, config: TransformerConfig, index: int, tp_group: ProcessGroup) -> None:
+    def __init__(self, config: HelmTransformerConfig, index: int, tp_group: ProcessGroup) -> None:
         super().__init__()
         self.tp_group = tp_group
         value = inverse_softplus(config.helm.expert_curvature(index, config.num_moe_experts))

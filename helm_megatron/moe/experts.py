@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
-from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.moe.experts import SequentialMLP
@@ -18,6 +17,7 @@ from helm_megatron.geometry import lorentz
 from helm_megatron.layers.mlp import LorentzMLP
 from helm_megatron.layers.parallel import mark_like
 from helm_megatron.moe.curvature import ExpertCurvature, bounded_softplus
+from helm_megatron.transformer_config import HelmTransformerConfig
 
 
 class MiceExpert(LorentzMLP):
@@ -28,7 +28,7 @@ class MiceExpert(LorentzMLP):
     """
 
     def __init__(
-        self, config: TransformerConfig, submodules: MLPSubmodules, index: int, **kwargs: Any
+        self, config: HelmTransformerConfig, submodules: MLPSubmodules, index: int, **kwargs: Any
     ) -> None:
         super().__init__(
             config,
@@ -59,7 +59,7 @@ class MiceExperts(SequentialMLP):
     def __init__(
         self,
         num_local_experts: int,
-        config: TransformerConfig,
+        config: HelmTransformerConfig,
         submodules: MLPSubmodules,
         *,
         pg_collection: ProcessGroupCollection,

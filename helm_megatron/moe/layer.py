@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 from torch import Tensor
@@ -22,6 +21,7 @@ from torch import Tensor
 from helm_megatron.geometry.lorentz import at_least_fp32
 from helm_megatron.kernels.mixture import mixture
 from helm_megatron.moe import combine
+from helm_megatron.transformer_config import HelmTransformerConfig
 
 
 class _OneShareOf(torch.autograd.Function):
@@ -42,7 +42,7 @@ class _OneShareOf(torch.autograd.Function):
 class MiceLayer(MoELayer):
     """A mixture-of-curvature-experts layer; takes and returns space coordinates `[s, b, d]`."""
 
-    def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, config: HelmTransformerConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         self.rows_return = isinstance(self.token_dispatcher, MoEAlltoAllTokenDispatcher)
         # Then each token has as many rows as it chose experts.

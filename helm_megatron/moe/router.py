@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
 
 from helm_megatron.geometry.lorentz import at_least_fp32
+from helm_megatron.transformer_config import HelmTransformerConfig
 
 
 class MiceRouter(TopKRouter):
@@ -22,7 +22,7 @@ class MiceRouter(TopKRouter):
     With `mice_bias_update="proportional"` the bias is moved by `moe.bias`, not by Megatron.
     """
 
-    def __init__(self, config: TransformerConfig, **kwargs: Any) -> None:
+    def __init__(self, config: HelmTransformerConfig, **kwargs: Any) -> None:
         super().__init__(config=config, **kwargs)
         self.moves_bias_in_proportion = config.helm.mice_bias_update == "proportional"
         if config.helm.mice_routing == "reference" and self.expert_bias is None:

@@ -9,6 +9,8 @@ from megatron.core.optimizer.optimizer_config import OptimizerConfig, ParamWithN
 from megatron.core.transformer import TransformerConfig
 from torch.nn import Parameter
 
+from helm_megatron.transformer_config import HelmTransformerConfig
+
 Overrides = dict[ParamKey, dict[str, Any]]
 
 # The entry of the group of points that holds their curvature parameter.
@@ -26,9 +28,9 @@ def helm_overrides(
     and vectors, except that the time weight of a linear decays: it is a column of its matrix.
     "reference" is the released rule. Points and curvatures never decay.
     """
-    helm = getattr(model, "helm", None)
-    if helm is None or helm.geometry != "lorentz":
+    if not isinstance(model, HelmTransformerConfig) or model.helm.geometry != "lorentz":
         return overrides
+    helm = model.helm
     if helm.weight_decay_groups == "reference":
         overrides = {key: value for key, value in overrides.items() if value != {"wd_mult": 0.0}}
         overrides[_named("reference_no_decay", _has_no_decay(model))] = {"wd_mult": 0.0}
@@ -57,12 +59,11 @@ def helm_overrides(
 
 def trains_points(model: TransformerConfig) -> bool:
     """Whether the model's embedding is a table of points for Riemannian Adam."""
-    helm = getattr(model, "helm", None)
     return (
-        helm is not None
-        and helm.geometry == "lorentz"
-        and helm.embedding == "lorentz"
-        and helm.embedding_optimizer == "riemannian"
+        isinstance(model, HelmTransformerConfig)
+        and model.helm.geometry == "lorentz"
+        and model.helm.embedding == "lorentz"
+        and model.helm.embedding_optimizer == "riemannian"
     )
 
 
@@ -91,7 +92,7 @@ def _without_time(key: ParamKey, override: dict[str, Any]) -> ParamKey:
     return _named("no_decay", lambda p, n: key.matches(p, n) and not n.endswith("time_weight"))
 
 
-def _has_no_decay(model: TransformerConfig) -> Any:
+def _has_no_decay(model: HelmTransformerConfig) -> Any:
     """The released rule: biases and learned scales; HELM-MiCE's norms, HELM-D's temperatures."""
     mice = model.multi_latent_attention
     ends = (".bias", "log_scale", _CURVATURE, "norm.weight" if mice else "temperature")

@@ -12,15 +12,14 @@ import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
-from megatron.core import optimizer as megatron_optimizer
 from megatron.core.optimizer import get_megatron_optimizer, get_standard_config_overrides
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.utils import get_model_config
 from torch import Tensor
 
+from helm_megatron.errors import HelmError
 from helm_megatron.optim import rows
 from helm_megatron.optim.groups import POINTS, helm_overrides, is_points, trains_points
 from helm_megatron.optim.shards import Shard, rows_cut
@@ -113,6 +112,11 @@ class PointsMixin:
                     shard.put_cut(changed, tensor)
 
 
+def with_points(adam: type) -> type:
+    """An Adam that steps the groups of points too."""
+    return type("AdamWithPoints", (PointsMixin, adam), {})
+
+
 def _step_rows(tables: list[Tensor], touched: Tensor | None, rule: rows.Rule) -> None:
     if touched is None:
         touched = torch.zeros(len(tables[0]), dtype=torch.bool, device=tables[0].device)
@@ -136,11 +140,7 @@ def get_optimizer(
     if config_overrides is None:
         config_overrides = get_standard_config_overrides(config)
     overrides = helm_overrides(config, model_config, config_overrides)
-    adam = megatron_optimizer.Adam
-    with mock.patch.object(
-        megatron_optimizer, "Adam", type("AdamWithPoints", (PointsMixin, adam), {})
-    ):
-        chain = get_megatron_optimizer(config, model_chunks, config_overrides=overrides, **kwargs)
+    chain = get_megatron_optimizer(config, model_chunks, config_overrides=overrides, **kwargs)
     if trains_points(model_config):
         named = [pair for chunk in model_chunks for pair in chunk.named_parameters()]
         points = [p for name, p in named if is_points(p, name) and p.requires_grad]
@@ -149,19 +149,17 @@ def get_optimizer(
     return chain
 
 
-def install() -> None:
-    """Let Megatron's training loop build its optimizer here."""
-    from megatron.training import training
-
-    training.get_megatron_optimizer = get_optimizer
-
-
 def _bind(optimizer: Any, points: list[torch.nn.Parameter]) -> None:
     """Find the tables of one of Megatron's optimizers, and turn their gradients in time."""
     inner = optimizer.optimizer
     groups = [i for i, group in enumerate(optimizer.param_groups) if POINTS in group]
     if not groups:
         return
+    if not isinstance(inner, PointsMixin):
+        raise HelmError(
+            "--embedding-optimizer riemannian needs Transformer Engine's or Apex's Adam on GPUs; "
+            f"Megatron found {type(inner).__module__}.{type(inner).__name__}"
+        )
     find = _sharded_tables if isinstance(optimizer, DistributedOptimizer) else _whole_tables
     group = optimizer.param_groups[groups[0]]
     inner.tables = tuple(

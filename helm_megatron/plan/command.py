@@ -82,9 +82,9 @@ def run(options: argparse.Namespace) -> int:
     known = cluster.gpus in RECIPE_GPUS
     flags = read(options.recipe, {"GPUS": str(cluster.gpus if known else RECIPE_GPUS[0])})
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # nothing is computed: the same plan everywhere
-    from helm_megatron import platform
+    from helm_megatron import megatron_patches
 
-    platform.setup()
+    megatron_patches.apply()
     from helm_megatron.plan import report
     from helm_megatron.plan.recipe import parse
     from helm_megatron.plan.search import search

@@ -9,27 +9,29 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import io
 import math
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
 from megatron.core import parallel_state as ps
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
-from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
+from megatron.core.tensor_parallel.random import initialize_rng_tracker
+from megatron.core.transformer.enums import AttnBackend
+from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.training.argument_utils import gpt_config_from_args
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from helm_megatron.arguments import ONE_STAGE, config_from_args
 from helm_megatron.builder import HelmModelConfig
-from helm_megatron.layers import attention, dot_product
+from helm_megatron.layers.attention import LorentzAttention
+from helm_megatron.layers.dot_product import DotProductAttention
 from helm_megatron.moe import expert_runs
 from helm_megatron.plan.tracing import Section, Trace
 from helm_megatron.process_groups import process_groups
@@ -93,8 +95,10 @@ def probe(args: Namespace) -> dict[str, Part]:
     args.num_layers = len(layers)
     if "moe" in kinds:
         args.moe_layer_freq = [int(kind == "moe") for kind in layers]
-    with process_groups(args), FakeTensorMode(allow_non_fake_inputs=True), _without_data():
-        model = _model(args)
+    with process_groups(args), FakeTensorMode(allow_non_fake_inputs=True), _without_curvatures():
+        # Megatron's tracker for inference keeps no random states, which have no numbers here.
+        initialize_rng_tracker(inference_rng_tracker=True, force_reset=True)
+        model = _without_data(_model(args))
         trace = _run(args, model, kinds)
         parameters = {name: _shards(modules) for name, modules in _modules(model, kinds).items()}
     names = "embedding", *kinds, "head"
@@ -200,24 +204,40 @@ def group_names() -> dict[str, str]:
     }
 
 
-@contextlib.contextmanager
-def _without_data() -> Iterator[None]:
-    """Stand-ins for what looks into tensors, or picks the kernel by the device."""
-    with (
-        mock.patch.object(CudaRNGStatesTracker, "fork", lambda *_: contextlib.nullcontext()),
-        mock.patch.object(attention, "computed_in", lambda x: x),
-        mock.patch.object(dot_product, "causal_lower_right", lambda *_: None),
-        mock.patch.object(dot_product, "lower_right_attention", _flash_attention),
-        mock.patch.object(dot_product.F, "scaled_dot_product_attention", _flash_attention),
-        mock.patch.object(MoEAlltoAllTokenDispatcher, "preprocess", _spread_evenly),
-        mock.patch.object(expert_runs, "numbers", lambda x: [1.0] * len(x)),
-    ):
-        yield
+def _without_data(model: Any) -> Any:
+    """The model with stand-ins for what looks into tensors, or picks a kernel by the device."""
+    for module in model.modules():
+        if isinstance(module, LorentzAttention):
+            module.computed_in = lambda x: x  # type: ignore[method-assign]
+        if isinstance(module, DotProductAttention):
+            module._kernel = functools.partial(  # type: ignore[method-assign]
+                _flash_attention, module
+            )
+        if isinstance(module, MoELayer):
+            dispatcher = module.token_dispatcher
+            dispatcher.preprocess = functools.partial(_spread_evenly, dispatcher)
+    return model
 
 
-def _flash_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, **_: Any) -> Tensor:
+def _flash_attention(
+    core: DotProductAttention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+) -> Tensor:
+    """The fused kernel of a GPU; fewer queries than keys come as to the CPU's kernel."""
+    if q.shape[-2] != k.shape[-2] and core.config.attention_backend != AttnBackend.unfused:
+        group = q.shape[1] // k.shape[1]
+        k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
     flash = torch.ops.aten._scaled_dot_product_flash_attention
-    return flash(q, k, v, 0.0, True, False, scale=scale)[0]
+    return flash(q, k, v, 0.0, True, False, scale=core.softmax_scale)[0]
+
+
+@contextlib.contextmanager
+def _without_curvatures() -> Iterator[None]:
+    """The grouped experts' function asks for the curvatures' values, and is no object to change."""
+    numbers, expert_runs.numbers = expert_runs.numbers, lambda x: [1.0] * len(x)
+    try:
+        yield
+    finally:
+        expert_runs.numbers = numbers
 
 
 def _spread_evenly(dispatcher: Any, routing_map: Tensor) -> np.ndarray:

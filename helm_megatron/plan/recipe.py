@@ -6,7 +6,6 @@ import contextlib
 import copy
 import io
 import os
-import traceback
 from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from megatron.training.arguments import validate_args
 
 from helm_megatron import command_line
-from helm_megatron.checks import ArgumentError, check_args
+from helm_megatron.checks import check_args, megatrons_refusals
 
 
 def parse(flags: Sequence[str]) -> Namespace:
@@ -39,13 +38,8 @@ def validate(args: Namespace, world_size: int, **changes: Any) -> Namespace:
     args.rank, args.local_rank, args.world_size = 0, 0, world_size
     # Megatron asks for it on GPUs, of a variable that the launcher sets.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            check_args(args)
-            validate_args(args)
-            check_args(args)
-    except (AssertionError, ValueError) as error:
-        # Some of Megatron's assertions have no message; their source line says what failed.
-        reason = str(error) or traceback.extract_tb(error.__traceback__)[-1].line
-        raise ArgumentError(str(reason)) from error
+    with megatrons_refusals(), contextlib.redirect_stdout(io.StringIO()):
+        check_args(args)
+        validate_args(args)
+        check_args(args)
     return args

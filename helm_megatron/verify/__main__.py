@@ -2,9 +2,9 @@
 
 import sys
 
-from helm_megatron import platform
+from helm_megatron import megatron_patches
 
-platform.setup()  # before anything imports megatron
+megatron_patches.apply()  # before anything imports megatron
 
 from helm_megatron.verify.command import main  # noqa: E402
 

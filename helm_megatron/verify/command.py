@@ -8,7 +8,6 @@ import io
 import logging
 import sys
 import tempfile
-import traceback
 from argparse import Namespace
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,7 +16,8 @@ from typing import Any
 import torch.distributed as dist
 from megatron.training.arguments import parse_args, validate_args
 
-from helm_megatron.checks import ArgumentError, check_args
+from helm_megatron.checks import ArgumentError, check_args, megatrons_refusals
+from helm_megatron.errors import HelmError
 from helm_megatron.pretrain import add_args
 from helm_megatron.process_groups import process_groups
 from helm_megatron.verify import shrink
@@ -42,11 +42,9 @@ def main() -> int:
     logging.getLogger("megatron").setLevel(logging.ERROR)  # it lists every parameter
     try:
         layout, reference, directory = settings()
-    except (ArgumentError, AssertionError, ValueError) as error:
-        # Some of Megatron's assertions have no message; their source line says what failed.
-        reason = str(error) or traceback.extract_tb(error.__traceback__)[-1].line
+    except HelmError as error:
         if is_first():
-            print(f"verify: error: {reason}", file=sys.stderr)
+            print(f"verify: error: {error}", file=sys.stderr)
         return 2
     say(description(layout))
     with temporary(directory) as path:
@@ -74,20 +72,21 @@ def settings() -> tuple[Namespace, Namespace, Path | None]:
     """Flags of the layout and of one process, both validated, and where checkpoints go.
 
     Raises:
-        ArgumentError, AssertionError, ValueError: the flags cannot work.
+        ArgumentError: the flags cannot work.
     """
-    args = parse_args(add_verify_args)
-    args.mock_data, args.data_path = True, None  # batches are drawn; the run's may be elsewhere
-    check_args(args)
-    for name in ("use_megatron_fsdp", "use_torch_fsdp2", "use_checkpoint_args", "yaml_cfg"):
-        if getattr(args, name, None):
-            raise ArgumentError(f"--{name.replace('_', '-')}: not verified; drop the flag")
-    layout = shrink.prepare(args, args.verify_full_size, args.verify_low_precision)
-    reference = shrink.one_process(layout)
-    with contextlib.redirect_stdout(io.StringIO()):  # what it has set
-        for each in (layout, reference):
-            validate_args(each)
-            check_args(each)
+    with megatrons_refusals():
+        args = parse_args(add_verify_args)
+        args.mock_data, args.data_path = True, None  # batches are drawn; the run's may be elsewhere
+        check_args(args)
+        for name in ("use_megatron_fsdp", "use_torch_fsdp2", "use_checkpoint_args", "yaml_cfg"):
+            if getattr(args, name, None):
+                raise ArgumentError(f"--{name.replace('_', '-')}: not verified; drop the flag")
+        layout = shrink.prepare(args, args.verify_full_size, args.verify_low_precision)
+        reference = shrink.one_process(layout)
+        with contextlib.redirect_stdout(io.StringIO()):  # what it has set
+            for each in (layout, reference):
+                validate_args(each)
+                check_args(each)
     return layout, reference, args.verify_directory
 
 

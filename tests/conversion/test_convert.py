@@ -88,8 +88,8 @@ STREAM = """
 import resource, sys
 from dataclasses import replace
 from pathlib import Path
-from helm_megatron import platform
-platform.setup()
+from helm_megatron import megatron_patches
+megatron_patches.apply()
 from helm_megatron.conversion.to_hf import export
 from helm_megatron.conversion.to_megatron import convert_folder
 from tests.hf.models import large

@@ -13,11 +13,11 @@ import tiktoken
 import tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from helm_megatron import platform
+from helm_megatron import megatron_patches
 from helm_megatron.data.tokenizer_training import train_tokenizer
 
 # Before anything here imports megatron: other tests of the same pytest run need it.
-platform.setup()
+megatron_patches.apply()
 
 ROOT = Path(__file__).parents[2]
 CORPUS = ROOT / "examples" / "data" / "wordnet_glosses.jsonl.gz"

@@ -14,7 +14,7 @@ GLOBAL_BATCH = 8
 
 @dataclass(frozen=True)
 class Model:
-    """A tiny model: fields of Megatron's config, of `HelmConfig`, and arguments of GPTModel."""
+    """A tiny model: fields of Megatron's config, of `HelmSettings`, and arguments of GPTModel."""
 
     name: str
     config: dict[str, Any]

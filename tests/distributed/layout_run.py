@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from helm_megatron import platform
+from helm_megatron import megatron_patches
 
-platform.setup()
+megatron_patches.apply()
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -27,18 +27,21 @@ from megatron.core.optimizer import OptimizerConfig  # noqa: E402
 from megatron.core.tensor_parallel.mappings import (  # noqa: E402
     gather_from_tensor_model_parallel_region,
 )
-from megatron.core.transformer import MLATransformerConfig, TransformerConfig  # noqa: E402
 from megatron.core.transformer.moe.moe_logging import destroy_moe_metrics_tracker  # noqa: E402
 from megatron.core.utils import get_batch_on_this_cp_rank  # noqa: E402
 
 from helm_megatron.analysis import embedding  # noqa: E402
-from helm_megatron.config import HelmConfig, attach  # noqa: E402
+from helm_megatron.config import HelmSettings  # noqa: E402
 from helm_megatron.layers import attention  # noqa: E402
 from helm_megatron.layers.context_parallel import gather_sequence  # noqa: E402
 from helm_megatron.model import build_model  # noqa: E402
 from helm_megatron.moe.bias import finalize  # noqa: E402
 from helm_megatron.moe.experts import MiceExperts  # noqa: E402
 from helm_megatron.optim.joined import get_optimizer  # noqa: E402
+from helm_megatron.transformer_config import (  # noqa: E402
+    HelmMLATransformerConfig,
+    HelmTransformerConfig,
+)
 from helm_megatron.verify import compare as verify  # noqa: E402
 
 
@@ -67,7 +70,7 @@ def layout_of(rank: int, layout: Layout, store: Path) -> Iterator[None]:
 def build(model: Model, layout: Layout) -> list[DistributedDataParallel]:
     """This rank's part of the model: one chunk, or several with interleaved pipelining."""
     dtype = getattr(torch, model.dtype)
-    make = MLATransformerConfig if model.latent else TransformerConfig
+    make = HelmMLATransformerConfig if model.latent else HelmTransformerConfig
     config = make(
         **model.config,
         **layout.recompute,
@@ -88,8 +91,8 @@ def build(model: Model, layout: Layout) -> list[DistributedDataParallel]:
         sequence_parallel=layout.sequence,
         moe_token_dispatcher_type=layout.dispatcher,
         finalize_model_grads_func=finalize,
+        helm=HelmSettings(**model.helm),
     )
-    attach(config, HelmConfig(**model.helm))
     ddp_config = DistributedDataParallelConfig(
         use_distributed_optimizer=layout.distributed_optimizer,
         overlap_grad_reduce=layout.overlap,
@@ -171,7 +174,7 @@ def compare(
 def attention_in_bf16(rank: int, model: Model, layout: Layout, store: Path) -> np.ndarray:
     """The output of one core attention for all tokens; those far from the start are far out."""
     # Times in bf16 lanes, as a GPU's kernels have them; the CPU would compute in fp32.
-    in_lanes = mock.patch.object(attention, "computed_in", lambda x: x)
+    in_lanes = mock.patch.object(attention.LorentzAttention, "computed_in", lambda self, x: x)
     with layout_of(rank, layout, store), in_lanes:
         [chunk] = build(model, layout)
         core = chunk.module.decoder.layers[0].self_attention.core_attention

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from helm_megatron import platform
+from helm_megatron import megatron_patches
 
-platform.setup()
+megatron_patches.apply()
 
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 

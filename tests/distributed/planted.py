@@ -2,9 +2,9 @@
 
 import sys
 
-from helm_megatron import platform
+from helm_megatron import megatron_patches
 
-platform.setup()
+megatron_patches.apply()
 
 from helm_megatron.layers import attention  # noqa: E402
 from helm_megatron.verify.command import main  # noqa: E402

@@ -8,7 +8,6 @@ import pytest
 import torch
 from cases import EP2, PP2, TP2, TP2_PP2, TP2_SP
 
-from helm_megatron.checkpoint.files import read_only_data
 from helm_megatron.conversion import in_megatron, settings
 from helm_megatron.conversion.source_model import SourceModel
 from helm_megatron.conversion.stored import StoredParameters
@@ -32,7 +31,6 @@ CASES = [
 
 
 def export_of(folder: Path, model: cases.Model) -> SourceModel:
-    read_only_data()
     config = dataclasses.replace(model_config(model), vocab_size=cases.VOCABULARY)
     load = in_megatron.from_checkpoint(folder)
     return SourceModel(

@@ -7,9 +7,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from helm_megatron import platform
+from helm_megatron import megatron_patches
 
-platform.setup()
+megatron_patches.apply()
 
 from megatron.core import parallel_state as ps  # noqa: E402
 from megatron.core.process_groups_config import ProcessGroupCollection  # noqa: E402

@@ -17,7 +17,7 @@ from megatron.core.transformer.spec_utils import build_module
 from released import DEVICE, assert_gradients, under
 from torch import Tensor
 
-from helm_megatron.config import HelmConfig, attach
+from helm_megatron.config import HelmSettings
 from helm_megatron.conversion.release.config import config_from_release
 from helm_megatron.conversion.release.names import from_release
 from helm_megatron.geometry import lorentz
@@ -35,7 +35,7 @@ _SMALL_MICE = dict(
 
 
 @dataclass(frozen=True)
-class _SharedHelm(HelmConfig):
+class _SharedHelm(HelmSettings):
     """Megatron copies configs; a curvature to differentiate by must stay the same tensor."""
 
     def __deepcopy__(self, memo: dict) -> "_SharedHelm":
@@ -73,7 +73,8 @@ class ModuleCase:
         state[f"{block}.0.manifold.k"] = c
         config = config_from_release({**_SMALL_MICE, **released}, state, self.dtype)
         given = {"curvature": 1.0 if self.c is None else self.c, **(helm or {})}
-        return attach(config, _SharedHelm(**{**vars(config.helm), **given}))
+        config.helm = _SharedHelm(**{**vars(config.helm), **given})
+        return config
 
     def output(self, y: Tensor, space_only: bool = False) -> Tensor:
         """The ambient points over y, on the output manifold if the case has one."""

@@ -8,7 +8,6 @@ from golden import assert_close, load
 from released import model_cases, under
 from torch import Tensor
 
-from helm_megatron.config import ambient_residual_scale
 from helm_megatron.conversion.release.config import config_from_release
 from helm_megatron.conversion.release.names import (
     from_release,
@@ -16,7 +15,9 @@ from helm_megatron.conversion.release.names import (
     load_release,
     to_release,
 )
+from helm_megatron.conversion.table import MappingError
 from helm_megatron.model import build_model
+from helm_megatron.transformer_config import ambient_residual_scale
 
 
 def released(case: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -48,7 +49,7 @@ def test_fixed_residual_scales(case: str) -> None:
 def test_unknown_parameter(case: str) -> None:
     state, info = released(case)
     config = config_from_release(info["config"], state)
-    with pytest.raises(ValueError, match=r"unknown parameter layers\.0\.attn\.wx\.weight"):
+    with pytest.raises(MappingError, match=r"unknown parameter layers\.0\.attn\.wx\.weight"):
         from_release({**state, "layers.0.attn.wx.weight": torch.ones(1)}, config)
 
 
@@ -58,7 +59,7 @@ def test_missing_part(case: str) -> None:
     config = config_from_release(info["config"], state)
     up = next(name for name in state if name.endswith(".w3.linear.weight"))
     del state[up]
-    with pytest.raises(ValueError, match=f"{up} is missing"):
+    with pytest.raises(MappingError, match=f"{up} is missing"):
         from_release(state, config)
 
 
@@ -69,7 +70,7 @@ def test_missing_parameter(case: str) -> None:
     config = config_from_release(info["config"], state)
     model = build_model(config, info["config"]["vocab_size"], 8, position_embedding_type="rope")
     del state["final_proj.linear.bias"]
-    with pytest.raises(ValueError, match=r"lacks what is decoder\.final_layernorm\.proj\.bias"):
+    with pytest.raises(MappingError, match=r"lacks what is decoder\.final_layernorm\.proj\.bias"):
         load_release(model, state)
 
 
@@ -79,7 +80,7 @@ def test_curvature_without_hyperboloid(case: str) -> None:
     config = config_from_release(info["config"], state)
     for name in [n for n in state if n.endswith("expert_manifold.k")]:
         bad = {**state, name: torch.tensor(-0.25)}
-        with pytest.raises(ValueError, match=f"{name}: curvature -0.25 is not positive"):
+        with pytest.raises(MappingError, match=f"{name}: curvature -0.25 is not positive"):
             from_release(bad, config)
 
 

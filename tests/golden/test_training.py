@@ -26,7 +26,6 @@ from released import under
 from test_models import arguments, build, use_fp64_rotary
 from torch import Tensor
 
-from helm_megatron.config import attach
 from helm_megatron.conversion.release import names as release
 from helm_megatron.moe import curvature
 from helm_megatron.moe.bias import update_selection_biases
@@ -69,8 +68,7 @@ def trainer(
     """The model at the start, its optimizer and its schedule."""
     model = build(under("start/", tensors), info["config"], dtype)
     use_fp64_rotary(model)
-    settings = dataclasses.replace(model.config.helm, weight_decay_groups="reference")
-    attach(model.config, settings)
+    model.config.helm = dataclasses.replace(model.config.helm, weight_decay_groups="reference")
     chunk = DistributedDataParallel(model.config, DistributedDataParallelConfig(), model)
     config = OptimizerConfig(
         optimizer="adam",

@@ -4,18 +4,18 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from megatron.core.transformer import MLATransformerConfig, TransformerConfig
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from helm_megatron.builder import HelmModelConfig
-from helm_megatron.config import HelmConfig, attach
+from helm_megatron.config import HelmSettings
 from helm_megatron.conversion import in_megatron, settings
 from helm_megatron.conversion.source_model import SourceModel
 from helm_megatron.conversion.text import Text
 from helm_megatron.conversion.to_hf import export
 from helm_megatron.hf.modeling_helm import HelmForCausalLM
 from helm_megatron.process_groups import one_process
+from helm_megatron.transformer_config import HelmMLATransformerConfig, HelmTransformerConfig
 from tests.distributed import cases
 from tests.distributed.cases import BASE, CURVED, LATENT, MOE, Model
 from tests.layers.models import perturb
@@ -74,9 +74,10 @@ MODELS = [
 
 def model_config(model: Model, dtype: torch.dtype = torch.float32) -> HelmModelConfig:
     """Megatron's model config of a case, for one process."""
-    make = MLATransformerConfig if model.latent else TransformerConfig
+    make = HelmMLATransformerConfig if model.latent else HelmTransformerConfig
     config = make(
         **model.config,
+        helm=HelmSettings(**model.helm),
         activation_func=F.silu,
         params_dtype=dtype,
         pipeline_dtype=dtype,
@@ -85,7 +86,7 @@ def model_config(model: Model, dtype: torch.dtype = torch.float32) -> HelmModelC
     )
     tied = model.arguments.get("share_embeddings_and_output_weights", False)
     return HelmModelConfig(
-        transformer=attach(config, HelmConfig(**model.helm)),
+        transformer=config,
         vocab_size=PADDED,
         should_pad_vocab=False,
         seq_length=POSITIONS,

@@ -2,10 +2,10 @@
 
 import torch
 import torch.nn.functional as F
-from megatron.core.transformer import MLATransformerConfig, TransformerConfig
 
-from helm_megatron.config import HelmConfig, attach
+from helm_megatron.config import HelmSettings
 from helm_megatron.model import build_model
+from helm_megatron.transformer_config import HelmMLATransformerConfig, HelmTransformerConfig
 
 COMMON = dict(
     num_layers=2,
@@ -44,14 +44,14 @@ MOE = dict(
 def dense(dtype=torch.float32, helm=None, **overrides):
     """Config of HELM-D with grouped queries."""
     settings = COMMON | dict(num_query_groups=2, params_dtype=dtype, pipeline_dtype=dtype)
-    return attach(TransformerConfig(**settings | overrides), HelmConfig(**helm or {}))
+    return HelmTransformerConfig(**settings | overrides, helm=HelmSettings(**helm or {}))
 
 
 def mice(dtype=torch.float32, helm=None, **overrides):
     """Config of HELM-MiCE: latent attention, a dense layer and a MoE layer."""
     settings = COMMON | LATENT | MOE | dict(params_dtype=dtype, pipeline_dtype=dtype)
     helm = dict(mice_curvature_init=(0.3, 2.0)) | (helm or {})
-    return attach(MLATransformerConfig(**settings | overrides), HelmConfig(**helm))
+    return HelmMLATransformerConfig(**settings | overrides, helm=HelmSettings(**helm))
 
 
 def model(config, vocab_size=96, sequence=32, **arguments):

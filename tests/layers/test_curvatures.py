@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from helm_megatron.config import CURVATURES, HelmConfig
+from helm_megatron.config import CURVATURES, HelmSettings
 from helm_megatron.geometry import lorentz
 from helm_megatron.moe.curvature import ExpertCurvature
 from tests.layers import models
@@ -38,9 +38,9 @@ def test_each_layer_computes_at_its_own_curvature(make):
 
 
 def test_layers_are_spaced_between_the_ends():
-    helm = HelmConfig(curvature=1.5, layer_curvature=(1.0, 2.0))
+    helm = HelmSettings(curvature=1.5, layer_curvature=(1.0, 2.0))
     assert [helm.curvature_within_layer(i, 3) for i in range(3)] == [1.0, 1.5, 2.0]
-    assert HelmConfig(curvature=1.5).curvature_within_layer(2, 3) == 1.5
+    assert HelmSettings(curvature=1.5).curvature_within_layer(2, 3) == 1.5
 
 
 @pytest.mark.parametrize(("expert", "sign"), [(0, 1), (3, -1)])

@@ -81,7 +81,7 @@ def test_residual():
 def test_core_attention(config, in_lanes, monkeypatch):
     """In fp32, as on the CPU, and with times in bf16 lanes, as a GPU's fused kernels have it."""
     if in_lanes:
-        monkeypatch.setattr(attention, "computed_in", lambda x: x)
+        monkeypatch.setattr(attention.LorentzAttention, "computed_in", lambda self, x: x)
 
     def make(geometry):
         return part(config(helm={"geometry": geometry}), "self_attention.core_attention")
@@ -135,7 +135,7 @@ def test_layer_spec_is_what_the_model_uses():
 @pytest.mark.parametrize("config", [dense, mice])
 def test_attention_in_bf16_does_not_see_the_future(config, monkeypatch):
     """Later tokens change no bit of earlier outputs."""
-    monkeypatch.setattr(attention, "computed_in", lambda x: x)
+    monkeypatch.setattr(attention.LorentzAttention, "computed_in", lambda self, x: x)
     module = perturb(part(config(torch.bfloat16), "self_attention"))
     x = torch.randn(*TOKENS, WIDTH).bfloat16()
     other = x.clone()

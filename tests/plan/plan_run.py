@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from helm_megatron import platform
+from helm_megatron import megatron_patches
 
-platform.setup()
+megatron_patches.apply()
 
 import torch  # noqa: E402
 from megatron.core import parallel_state as ps  # noqa: E402
@@ -24,7 +24,7 @@ from helm_megatron.process_groups import process_groups  # noqa: E402
 from helm_megatron.verify.layouts import job  # noqa: E402
 
 # Plans are of runs on GPUs; on the CPU attention computes in fp32 whatever the model's type.
-attention.computed_in = lambda x: x
+attention.LorentzAttention.computed_in = lambda self, x: x
 
 
 def planned(rank: int, flags: list[str], world: int) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from helm_megatron import platform
+from helm_megatron import megatron_patches
 
-platform.setup()
+megatron_patches.apply()
 
 from megatron.core.dist_checkpointing.strategies import filesystem_async  # noqa: E402
 

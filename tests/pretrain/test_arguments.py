@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from helm_megatron.arguments import add_helm_args, config_from_args, helm_config_from_args
+from helm_megatron.arguments import add_helm_args, config_from_args, helm_settings_from_args
 from helm_megatron.checks import ArgumentError, check_args
 from tests.pretrain.runs import DENSE, MICE, ROOT
 
@@ -145,9 +145,9 @@ def test_flags_are_few_and_explained():
 
 
 def test_residual_scale_follows_the_model():
-    assert helm_config_from_args(parse(*DENSE)).residual_scale == 4.0
-    assert helm_config_from_args(parse(*DENSE, *MICE)).residual_scale == 1.0
-    assert helm_config_from_args(parse(*DENSE, "--residual-scale", 0.5)).residual_scale == 0.5
+    assert helm_settings_from_args(parse(*DENSE)).residual_scale == 4.0
+    assert helm_settings_from_args(parse(*DENSE, *MICE)).residual_scale == 1.0
+    assert helm_settings_from_args(parse(*DENSE, "--residual-scale", 0.5)).residual_scale == 0.5
 
 
 def test_yarn_flags_reach_latent_attention():

@@ -11,6 +11,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from helm_megatron.checkpoint import files
+from helm_megatron.megatron_patches import checkpoint_index
 
 
 def save(folder, **state):
@@ -93,7 +94,7 @@ class Hostile:
 
 
 def test_index_runs_no_code(folder, tmp_path):
-    files.read_only_data()
+    checkpoint_index.apply()
     (folder / ".metadata").write_bytes(pickle.dumps(Hostile(tmp_path / "ran")))
     assert "names posix.mkdir" in files.damage(folder)
     with pytest.raises(pickle.UnpicklingError):
@@ -104,7 +105,7 @@ def test_index_runs_no_code(folder, tmp_path):
 def test_values_run_no_code(tmp_path, monkeypatch):
     folder = save(tmp_path / "iter_0000001", value=Hostile(tmp_path / "ran"))
     monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", raising=False)
-    files.read_only_data()
+    checkpoint_index.apply()
     with pytest.raises(BaseException, match="posix.mkdir"):
         dcp.load({"value": None}, checkpoint_id=folder, no_dist=True)
     assert not (tmp_path / "ran").exists()

@@ -12,17 +12,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from megatron.core.transformer import MLATransformerConfig, TransformerConfig
 from torch import Tensor
 
-from helm_megatron.config import HelmConfig, attach
+from helm_megatron.config import HelmSettings
+from helm_megatron.transformer_config import HelmMLATransformerConfig, HelmTransformerConfig
 
 
 def config_from_release(
     released: Mapping[str, Any],
     state: Mapping[str, Tensor],
     params_dtype: torch.dtype = torch.float32,
-) -> TransformerConfig:
+) -> HelmTransformerConfig:
     """The config of the model that the released arguments and tensors describe.
 
     `released` holds the constructor arguments there: `arch` for HELM-D, else those of HELM-MiCE.
@@ -34,7 +34,8 @@ def config_from_release(
     if missing:
         raise ValueError(f"the released config lacks {', '.join(missing)}")
     make = _dense if dense else _mice
-    return attach(make(released, _common(params_dtype)), _helm(released, state, dense))
+    helm = _helm(released, state, dense)
+    return make(released, _common(params_dtype) | {"helm": helm})
 
 
 def _common(dtype: torch.dtype) -> dict[str, Any]:
@@ -55,9 +56,9 @@ def _common(dtype: torch.dtype) -> dict[str, Any]:
     )
 
 
-def _helm(released: Mapping[str, Any], state: Mapping[str, Tensor], dense: bool) -> HelmConfig:
+def _helm(released: Mapping[str, Any], state: Mapping[str, Tensor], dense: bool) -> HelmSettings:
     hidden = _curvature(state, "manifold_hidden.k")
-    return HelmConfig(
+    return HelmSettings(
         curvature=hidden,
         embedding_curvature=_curvature(state, "manifold_in.k"),
         # HELM-D takes its logits at the hidden curvature; its `manifold_out` is not used.
@@ -72,12 +73,12 @@ def _helm(released: Mapping[str, Any], state: Mapping[str, Tensor], dense: bool)
     )
 
 
-def _dense(released: Mapping[str, Any], common: dict[str, Any]) -> TransformerConfig:
+def _dense(released: Mapping[str, Any], common: dict[str, Any]) -> HelmTransformerConfig:
     match = re.fullmatch(r"L(\d+)_W(\d+)_A(\d+)", str(released["arch"]))
     if match is None:
         raise ValueError(f"arch {released['arch']!r} is not of the form L6_W390_A6")
     layers, width, heads = (int(number) for number in match.groups())
-    return TransformerConfig(
+    return HelmTransformerConfig(
         num_layers=layers,
         hidden_size=width - 1,
         ffn_hidden_size=4 * width - 1,
@@ -96,13 +97,13 @@ _MICE_ARGUMENTS = (
 ).split()
 
 
-def _mice(released: Mapping[str, Any], common: dict[str, Any]) -> TransformerConfig:
+def _mice(released: Mapping[str, Any], common: dict[str, Any]) -> HelmTransformerConfig:
     dense_layers, layers = released["n_dense_layers"], released["n_layers"]
     sigmoid = released["score_func"] == "sigmoid"
     grouped = released["n_expert_groups"] > 1
     if released["n_shared_experts"] != 1:
         raise ValueError("n_shared_experts must be 1: the released model runs with no other number")
-    return MLATransformerConfig(
+    return HelmMLATransformerConfig(
         num_layers=layers,
         hidden_size=released["dim"] - 1,
         ffn_hidden_size=released["inter_dim"] - 1,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
 from helm_megatron.checkpoint.files import CheckpointError
 from helm_megatron.conversion.release.names import loaded, rules_of
-from helm_megatron.conversion.table import Rule
+from helm_megatron.conversion.table import MappingError, Rule
+from helm_megatron.transformer_config import HelmTransformerConfig
 
 
 def read_release(path: Path) -> dict[str, Tensor]:
@@ -37,7 +37,7 @@ def read_release(path: Path) -> dict[str, Tensor]:
 class ReleasedTensors:
     """Released tensors under Megatron's names, each converted when it is read."""
 
-    def __init__(self, path: Path, state: dict[str, Tensor], config: TransformerConfig) -> None:
+    def __init__(self, path: Path, state: dict[str, Tensor], config: HelmTransformerConfig) -> None:
         """Look at the tensors, one after the other.
 
         Raises:
@@ -49,7 +49,7 @@ class ReleasedTensors:
             for rule in rules_of(state, config):
                 for name, tensor in loaded(rule, state, config).items():
                     self._found[name] = (rule, tensor.shape, tensor.dtype)
-        except ValueError as error:
+        except MappingError as error:
             raise CheckpointError(f"{path}: {error}") from error
 
     def names(self) -> list[str]:

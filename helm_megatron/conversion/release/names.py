@@ -13,12 +13,12 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 from megatron.core.models.gpt import GPTModel
-from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
 from helm_megatron.conversion.table import (
     GATE_UP,
     SAME,
+    MappingError,
     Rows,
     Rule,
     found,
@@ -27,6 +27,7 @@ from helm_megatron.conversion.table import (
     same,
 )
 from helm_megatron.geometry import lorentz
+from helm_megatron.transformer_config import HelmTransformerConfig
 
 # Released entries that no parameter of ours corresponds to, and why.
 IGNORED = {
@@ -38,10 +39,10 @@ IGNORED = {
 }
 
 
-def from_release(state: Mapping[str, Tensor], config: TransformerConfig) -> dict[str, Tensor]:
+def from_release(state: Mapping[str, Tensor], config: HelmTransformerConfig) -> dict[str, Tensor]:
     """The released tensors `state` under our names, in our layout.
 
-    Raises ValueError for an entry that is neither known nor named as ignored, for an incomplete
+    Raises MappingError for an entry that is neither known nor named as ignored, for an incomplete
     group (a query without its key), and for a value that has no counterpart.
     """
     result: dict[str, Tensor] = {}
@@ -50,17 +51,21 @@ def from_release(state: Mapping[str, Tensor], config: TransformerConfig) -> dict
     return result
 
 
-def loaded(rule: Rule, state: Mapping[str, Tensor], config: TransformerConfig) -> dict[str, Tensor]:
-    """What one rule without `*` gives of ours; ValueError for a value without counterpart."""
+def loaded(
+    rule: Rule, state: Mapping[str, Tensor], config: HelmTransformerConfig
+) -> dict[str, Tensor]:
+    """What one rule without `*` gives of ours; MappingError for a value without counterpart."""
     try:
         tensors = rule.load(config, [state[name] for name in rule.theirs])
     except ValueError as error:
-        raise ValueError(f"{rule.theirs[0]}: {error}") from error
+        raise MappingError(f"{rule.theirs[0]}: {error}") from error
     return dict(zip(rule.ours, tensors, strict=True))
 
 
-def to_release(parameters: Mapping[str, Tensor], config: TransformerConfig) -> dict[str, Tensor]:
-    """Our parameters under the released names, differentiably; ValueError as in its inverse."""
+def to_release(
+    parameters: Mapping[str, Tensor], config: HelmTransformerConfig
+) -> dict[str, Tensor]:
+    """Our parameters under the released names, differentiably; MappingError as in its inverse."""
     result: dict[str, Tensor] = {}
     for rule in found(rules(config), parameters, "ours"):
         tensors = rule.save(config, [parameters[name] for name in rule.ours])
@@ -71,14 +76,14 @@ def to_release(parameters: Mapping[str, Tensor], config: TransformerConfig) -> d
 def load_release(model: GPTModel, state: Mapping[str, Tensor]) -> None:
     """Load the released tensors into a whole model of `config_from_release`.
 
-    Raises ValueError as `from_release`, or if the two do not hold the same parameters.
+    Raises MappingError as `from_release`, or if the two do not hold the same parameters.
     """
     result = model.load_state_dict(from_release(state, model.config), strict=False)
     missing = [name for name in result.missing_keys if not name.endswith("_extra_state")]
     if missing or result.unexpected_keys:
         kind = "lacks" if missing else "has, but the model does not,"
         name = (missing or result.unexpected_keys)[0]
-        raise ValueError(f"the released checkpoint {kind} what is {name} here")
+        raise MappingError(f"the released checkpoint {kind} what is {name} here")
 
 
 def is_ignored(name: str) -> bool:
@@ -86,19 +91,19 @@ def is_ignored(name: str) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in IGNORED)
 
 
-def rules_of(state: Mapping[str, Tensor], config: TransformerConfig) -> list[Rule]:
+def rules_of(state: Mapping[str, Tensor], config: HelmTransformerConfig) -> list[Rule]:
     """The rules without `*` for released tensors; MappingError for one that none has."""
     known = {name for rule in rules(config) for name in rule.theirs}
     used = [name for name in state if pattern(name) in known or not is_ignored(name)]
     return found(rules(config), used, "theirs")
 
 
-def rules(config: TransformerConfig) -> list[Rule]:
+def rules(config: HelmTransformerConfig) -> list[Rule]:
     """The rules of the architecture that the config describes."""
     return _mice_rules(config) if config.multi_latent_attention else _dense_rules(config)
 
 
-def _dense_rules(config: TransformerConfig) -> list[Rule]:
+def _dense_rules(config: HelmTransformerConfig) -> list[Rule]:
     block, layer = "resblocks.*", "decoder.layers.*"
     queries_keys_values = [f"{block}.attn.W{letter}" for letter in "qkv"]
     return [
@@ -115,7 +120,7 @@ def _dense_rules(config: TransformerConfig) -> list[Rule]:
     ]
 
 
-def _mice_rules(config: TransformerConfig) -> list[Rule]:
+def _mice_rules(config: HelmTransformerConfig) -> list[Rule]:
     block, layer = "layers.*", "decoder.layers.*"
     attn, mla = f"{block}.attn", f"{layer}.self_attention"
     moe, mlp = f"{block}.ffn", f"{layer}.mlp"
@@ -143,12 +148,12 @@ def _mice_rules(config: TransformerConfig) -> list[Rule]:
     ]
 
 
-def _join_heads(config: TransformerConfig, parts: list[Tensor]) -> Tensor:
+def _join_heads(config: HelmTransformerConfig, parts: list[Tensor]) -> Tensor:
     by_head = [part.unflatten(0, (config.num_attention_heads, -1)) for part in parts]
     return torch.stack(by_head, dim=1).flatten(0, 2)
 
 
-def _split_heads(config: TransformerConfig, rows: Tensor) -> list[Tensor]:
+def _split_heads(config: HelmTransformerConfig, rows: Tensor) -> list[Tensor]:
     by_head = rows.unflatten(0, (config.num_attention_heads, 3, -1))
     return [part.flatten(0, 1) for part in by_head.unbind(1)]
 
@@ -160,11 +165,11 @@ _QKV = Rows(_join_heads, _split_heads)
 def _linear(ours: str, *released: str, rows: Rows = SAME) -> list[Rule]:
     """A Lorentz linear: its time column apart from its weight."""
 
-    def load(config: TransformerConfig, weights: list[Tensor]) -> list[Tensor]:
+    def load(config: HelmTransformerConfig, weights: list[Tensor]) -> list[Tensor]:
         whole = rows.join(config, weights)
         return [whole[:, 1:], whole[:, 0]]
 
-    def save(config: TransformerConfig, tensors: list[Tensor]) -> list[Tensor]:
+    def save(config: HelmTransformerConfig, tensors: list[Tensor]) -> list[Tensor]:
         weight, time_weight = tensors
         return rows.split(config, torch.cat([time_weight.unsqueeze(1), weight], dim=1))
 
@@ -210,13 +215,13 @@ def _head(norm: str, logits: str) -> list[Rule]:
     ]
 
 
-def _embedding(config: TransformerConfig, released: str) -> Rule:
+def _embedding(config: HelmTransformerConfig, released: str) -> Rule:
     """A table of space coordinates, or of points `[time, space]`."""
     ours = "embedding.word_embeddings.weight"
     if config.helm.embedding == "euclidean":
         return same(f"{released}.weight", ours)
 
-    def save(config: TransformerConfig, tensors: list[Tensor]) -> list[Tensor]:
+    def save(config: HelmTransformerConfig, tensors: list[Tensor]) -> list[Tensor]:
         time = lorentz.time(tensors[0], config.helm.embedding_curvature)
         return [torch.cat([time, tensors[0]], dim=-1)]
 
@@ -226,7 +231,7 @@ def _embedding(config: TransformerConfig, released: str) -> Rule:
 def _curvature(released: str, ours: str) -> Rule:
     """The curvature of an expert, ours as the softplus of a parameter."""
 
-    def load(config: TransformerConfig, tensors: list[Tensor]) -> list[Tensor]:
+    def load(config: HelmTransformerConfig, tensors: list[Tensor]) -> list[Tensor]:
         c = tensors[0].reshape(1)
         if not c.item() > 0:
             raise ValueError(f"curvature {c.item():g} is not positive, so it has no hyperboloid")

@@ -1,29 +1,26 @@
-"""Mends of Megatron 0.19's optimizer checkpoints; the gaps are there on every device.
+"""Optimizer checkpoints load with experts in an optimizer of their own, and without.
 
-1. With expert parallelism the experts have an optimizer of their own. A checkpoint saved without it
-   has one optimizer's parameter groups where a run with it expects two, and the reverse; Megatron
-   refuses, although it can reshard every tensor. The groups are rearranged here.
-2. The distributed optimizer's loader of its "dp_reshardable" format writes to parameters without
-   the no_grad of its siblings, which fails for fp32 parameters.
+Upstream: in Megatron 0.19 the experts have an optimizer of their own with expert parallelism. A
+checkpoint saved without it has one optimizer's parameter groups where a run with it expects two,
+and the reverse; Megatron refuses, although it can reshard every tensor.
+Here: the groups are rearranged before they are loaded.
+Goes: when `ChainedOptimizer` loads the state of another number of optimizers.
 """
 
 import functools
 from typing import Any
 
-import torch
-
 StateDict = dict[Any, Any]
 Groups = list[dict[str, Any]]
 
+UPSTREAM = {"megatron.core.optimizer.optimizer.ChainedOptimizer.load_state_dict": "fffa465966d1"}
 
-def install() -> None:
-    """Mend Megatron's optimizers. Imports megatron; a second call does nothing."""
-    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+def apply() -> None:
+    """Replace the method."""
     from megatron.core.optimizer.optimizer import ChainedOptimizer
 
     load = ChainedOptimizer.load_state_dict
-    if hasattr(load, "__wrapped__"):
-        return
 
     @functools.wraps(load)
     def load_state_dict(self: Any, state_dict: Any) -> None:
@@ -31,9 +28,6 @@ def install() -> None:
         load(self, rearranged(state_dict, current) if isinstance(state_dict, dict) else state_dict)
 
     ChainedOptimizer.load_state_dict = load_state_dict
-    DistributedOptimizer.load_parameter_state_from_dp_reshardable = torch.no_grad()(
-        DistributedOptimizer.load_parameter_state_from_dp_reshardable
-    )
 
 
 def rearranged(state_dict: StateDict, current: list[Groups]) -> StateDict:

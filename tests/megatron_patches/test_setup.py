@@ -1,4 +1,4 @@
-"""What platform.setup() changes, and that it changes nothing where CUDA is."""
+"""What `apply_without_cuda` changes, and that it changes nothing where CUDA is."""
 
 import pickle
 import subprocess
@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from helm_megatron import platform
+from helm_megatron import megatron_patches
+from helm_megatron.megatron_patches import cpu
 
 on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is available")
 
@@ -17,14 +18,15 @@ on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is available
 def python(code):
     """Run `code` in a Python of its own."""
     command = [sys.executable, "-c", code]
-    root = Path(platform.__file__).parents[1]
+    root = Path(megatron_patches.__file__).parents[2]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
 
 
 def test_changes_nothing_with_cuda():
     result = python("""
 import os, sys, torch, torch.distributed, torch.utils.data
-from helm_megatron import platform
+from helm_megatron import megatron_patches
+from helm_megatron.megatron_patches import cpu
 
 torch.cuda.is_available = lambda: True
 owners = [torch, torch.Tensor, torch.nn.Module, torch.cuda, torch.cuda.random, torch.cuda.nvtx,
@@ -32,10 +34,29 @@ owners = [torch, torch.Tensor, torch.nn.Module, torch.cuda, torch.cuda.random, t
 def state():
     return [dict(vars(owner)) for owner in owners], dict(os.environ), set(sys.modules)
 before = state()
-assert platform.setup() is False
-assert platform.cpu_defaults() == {}
+assert megatron_patches.apply_without_cuda() is False
+assert cpu.defaults() == {}
 assert state() == before
 assert "megatron.core" not in sys.modules
+""")
+    assert result.returncode == 0, result.stderr
+
+
+def test_with_cuda_megatron_is_patched_and_torch_is_not():
+    result = python("""
+import torch, torch.distributed, torch.utils.data
+from helm_megatron import megatron_patches
+
+torch.cuda.is_available = lambda: True
+owners = [torch, torch.Tensor, torch.nn.Module, torch.cuda, torch.cuda.random, torch.cuda.nvtx,
+          torch.distributed, torch.utils.data.DataLoader]
+megatron_patches.apply()
+def of_ours(owner):
+    modules = {name: getattr(x, "__module__", None) for name, x in vars(owner).items()}
+    return [name for name, module in modules.items() if str(module).startswith("helm_megatron")]
+assert [of_ours(owner) for owner in owners] == [[]] * len(owners)
+from megatron.training import training
+assert {"get_megatron_optimizer", "num_floating_point_operations"} <= set(of_ours(training))
 """)
     assert result.returncode == 0, result.stderr
 
@@ -45,8 +66,8 @@ def test_refuses_a_megatron_imported_before():
     result = python("""
 import sys, types
 sys.modules["megatron.core"] = types.ModuleType("megatron.core")
-from helm_megatron import platform
-platform.setup()
+from helm_megatron import megatron_patches
+megatron_patches.apply()
 """)
     assert result.returncode != 0
     assert "before megatron is imported" in result.stderr.splitlines()[-1]
@@ -56,11 +77,11 @@ platform.setup()
 class TestOnCpu:
     @pytest.fixture(autouse=True)
     def setup_once(self):
-        assert platform.setup()
+        assert megatron_patches.apply_without_cuda()
 
     def test_again_changes_nothing(self):
         empty = torch.empty
-        assert platform.setup()
+        assert megatron_patches.apply_without_cuda()
         assert torch.empty is empty
         assert not torch.cuda.is_available()
 
@@ -167,6 +188,6 @@ class TestOnCpu:
 
         parser = add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
         options = {action.dest: action for action in parser._actions}
-        for name, value in platform.cpu_defaults().items():
+        for name, value in cpu.defaults().items():
             assert name in options
             assert options[name].choices is None or value in options[name].choices

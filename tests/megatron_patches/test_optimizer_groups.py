@@ -2,7 +2,7 @@
 
 import pytest
 
-from helm_megatron.checkpoint.reshard import rearranged
+from helm_megatron.megatron_patches.optimizer_groups import rearranged
 
 DENSE = {"wd_mult": 1.0, "lr_mult": 1.0, "is_expert_parallel": False}
 NO_DECAY = {**DENSE, "wd_mult": 0.0}

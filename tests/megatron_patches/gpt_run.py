@@ -10,7 +10,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from helm_megatron import platform
+from helm_megatron import megatron_patches
+from helm_megatron.megatron_patches import cpu
 
 MODEL = """
     --num-layers 4 --hidden-size 32 --ffn-hidden-size 64 --num-attention-heads 4 --swiglu
@@ -101,7 +102,7 @@ def train(run: Run, rank: int, directory: Path) -> None:
     sys.argv = ["pretrain", *run.argv()]
 
     def defaults(parser):
-        parser.set_defaults(**platform.cpu_defaults())
+        parser.set_defaults(**cpu.defaults())
         return parser
 
     record: dict[str, list[float]] = {"loss": [], "grad_norm": []}
@@ -137,7 +138,7 @@ def train(run: Run, rank: int, directory: Path) -> None:
 
 def worker(rank: int, runs: list[Run], directory: Path) -> None:
     """Take part in the runs that have a process of this rank; each process logs to a file."""
-    platform.setup()
+    megatron_patches.apply()
     multiprocessing.set_start_method("fork", force=True)  # of data loaders, as in a plain process
     log = os.open(directory / f"rank{rank}.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(log, 1)

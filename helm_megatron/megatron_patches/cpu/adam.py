@@ -1,8 +1,10 @@
 """Adam for CPU with the interface of Transformer Engine's and Apex's FusedAdam.
 
-Without either of these Megatron takes torch.optim.AdamW, which counts steps in every parameter's
-state. Megatron's distributed optimizer cannot load a checkpoint into that: it asks for the step of
-an optimizer that has not stepped yet. FusedAdam counts steps in the parameter group.
+Upstream: without either of these Megatron 0.19 takes torch.optim.AdamW, which counts steps in every
+parameter's state. Its distributed optimizer cannot load a checkpoint into that: it asks for the
+step of an optimizer that has not stepped yet.
+Here: Megatron takes this Adam as it would take Apex's; it counts steps in the parameter group.
+Goes: when the distributed optimizer loads into torch.optim.AdamW.
 """
 
 from collections.abc import Iterable
@@ -10,6 +12,16 @@ from typing import Any
 
 import torch
 from torch.optim.adam import adam
+
+_LOADER = "megatron.core.optimizer.distrib_optimizer.DistributedOptimizer.load_state_dict"
+UPSTREAM = {
+    "megatron.core.optimizer.Adam": None,
+    "megatron.core.optimizer.USING_PYTORCH_OPTIMIZER": None,
+    "megatron.core.optimizer.distrib_optimizer.Adam": None,
+    "megatron.core.optimizer.distrib_optimizer.HAVE_APEX_OR_TE": None,
+    "megatron.core.optimizer.distrib_optimizer.USING_APEX_OPTIMIZER": None,
+    _LOADER: "707490502424",
+}
 
 
 class FusedAdam(torch.optim.Optimizer):
@@ -70,8 +82,8 @@ class FusedAdam(torch.optim.Optimizer):
         )
 
 
-def install() -> None:
-    """Make Megatron's optimizers take this Adam as they would take Apex's. Imports megatron."""
+def apply() -> None:
+    """Replace the class, and what Megatron notes of where it is from."""
     from megatron.core import optimizer
     from megatron.core.optimizer import distrib_optimizer
 

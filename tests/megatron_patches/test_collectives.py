@@ -8,14 +8,14 @@ import collectives
 import pytest
 import torch
 
-from helm_megatron import platform
+from helm_megatron import megatron_patches
 
 WORLD = 3
 CASES = [(check.__name__, dtype) for check in collectives.CHECKS for dtype in collectives.DTYPES]
 
 
 def run_checks(rank, directory):
-    platform.setup()
+    megatron_patches.apply()
     torch.distributed.init_process_group(
         "gloo",
         init_method=f"file://{directory}/store",

@@ -61,8 +61,8 @@ def counted(counter):
 @pytest.mark.parametrize("geometry", ["lorentz", "euclidean"])
 @pytest.mark.parametrize("name", MODELS)
 def test_flops_are_those_of_the_real_model(one_process, monkeypatch, name, geometry):
-    from helm_megatron.flops import num_floating_point_operations
     from helm_megatron.layers import attention as cores
+    from helm_megatron.megatron_patches.flops import num_floating_point_operations
 
     # Torch's causal bias cannot be made while it counts; the mask changes no count.
     monkeypatch.setattr(cores, "causal_lower_right", lambda *_: None, raising=False)
@@ -86,8 +86,8 @@ def test_flops_are_those_of_the_real_model(one_process, monkeypatch, name, geome
 def test_the_training_loop_counts_here(monkeypatch):
     from megatron.training import training
 
-    from helm_megatron import flops
+    from helm_megatron.megatron_patches import flops
 
     monkeypatch.setattr(training, "num_floating_point_operations", flops.megatrons_count)
-    flops.install()
+    flops.apply()
     assert training.num_floating_point_operations is flops.num_floating_point_operations
