@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "evaluation": set(),
     "plan": {
         *("arguments", "builder", "checks", "layers", "moe", "platform", "pretrain", "specs"),
+        "kernels",
         "verify",
     },
     "cli": {"checks", "doctor", "plan"},

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
 from megatron.core.transformer import TransformerConfig
@@ -15,11 +16,13 @@ from megatron.core.transformer.enums import AttnBackend, AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
-from helm_megatron.geometry.lorentz import at_least_fp32
-from helm_megatron.kernels.augment import augmented_width
-from helm_megatron.kernels.backend import has_triton
-from helm_megatron.kernels.rotary import tables, turned
-from helm_megatron.layers.augmented import augment, centroid, time_shift
+from helm_megatron.geometry import lorentz
+from helm_megatron.geometry.lorentz import Scalar, at_least_fp32
+from helm_megatron.kernels.augment.op import augmented_width
+from helm_megatron.kernels.augment.plain import augment, centroid
+from helm_megatron.kernels.augment.rotary import tables, turned
+from helm_megatron.kernels.dispatch import has_triton
+from helm_megatron.layers.context_parallel import from_first_rank
 from helm_megatron.layers.dot_product import DotProductAttention, document_bounds
 from helm_megatron.layers.parallel import filled_parameter
 
@@ -140,7 +143,7 @@ class LorentzAttention(MegatronModule):
         yield self.cp_group.size() > 1, "has no --context-parallel-size"
         yield mask is not None, "takes no mask"
         yield isinstance(self.config.helm.curvature, Tensor), "takes a curvature as a number"
-        from helm_megatron.kernels.flash_attention import DTYPES, MAX_WIDTH
+        from helm_megatron.kernels.flash.op import DTYPES, MAX_WIDTH
 
         width = max(query.shape[-1], value.shape[-1])
         yield query.dtype not in DTYPES, f"knows no {query.dtype}"
@@ -155,7 +158,7 @@ def _flash_attention(
     c: float,
     packed: PackedSeqParams | None,
 ) -> Tensor:
-    from helm_megatron.kernels.flash_attention import flash_attention
+    from helm_megatron.kernels.flash.op import flash_attention
 
     if packed is None:
         return flash_attention(q, k, v, tau, c).flatten(-2)
@@ -164,6 +167,19 @@ def _flash_attention(
         longest = None
     q, k, v = (x.unsqueeze(1) for x in (q, k, v))
     return flash_attention(q, k, v, tau, c, bounds, longest).squeeze(1).flatten(-2)
+
+
+def time_shift(v: Tensor, c: Scalar, group: Any) -> Tensor | None:
+    """What to take off the times of v `[s, .., heads, d]` so that their sums round less.
+
+    The kernel rounds sum_j p_j v_t to v's dtype, and m_t^2 - |m_s|^2 magnifies that error where few
+    keys are attended. The weights of a softmax sum to 1, so a constant taken off all times of a
+    head comes off the sum: the first token's time, which every query sees, leaves the kernel only
+    differences to round.
+    """
+    if torch.finfo(v.dtype).bits >= 32:
+        return None
+    return from_first_rank(lorentz.time(v[:1].detach(), c), group)
 
 
 def computed_in(x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 
-from helm_megatron.kernels.cpu_attention import lower_right_attention
+from helm_megatron.kernels.lower_right.op import lower_right_attention
 from helm_megatron.layers.context_parallel import causal_chunks, gather_sequence
 
 

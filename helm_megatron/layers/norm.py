@@ -9,7 +9,7 @@ import torch
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
-from helm_megatron.kernels.rms_norm import rms_norm
+from helm_megatron.kernels.rms_norm.op import rms_norm
 from helm_megatron.layers.parallel import replicated_parameter
 
 # Of a norm's weight and eps: a tensor together with its norm.

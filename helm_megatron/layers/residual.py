@@ -17,8 +17,8 @@ from torch import Tensor
 
 from helm_megatron.config import ambient_residual_scale
 from helm_megatron.geometry import lorentz
-from helm_megatron.kernels.residual import residual
-from helm_megatron.kernels.residual_norm import residual_norm
+from helm_megatron.kernels.residual.op import residual
+from helm_megatron.kernels.residual_norm.op import residual_norm
 from helm_megatron.layers.norm import RMSNorm
 from helm_megatron.layers.parallel import replicated_parameter
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from helm_megatron.geometry import lorentz
 from helm_megatron.geometry.lorentz import at_least_fp32
-from helm_megatron.geometry.mixture import EPS
+from helm_megatron.kernels.mixture.plain import EPS
 from helm_megatron.layers.residual import LorentzResidual
 
 

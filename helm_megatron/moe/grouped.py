@@ -8,8 +8,8 @@ import torch
 from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
 from torch import Tensor
 
-from helm_megatron.moe.expert_parameters import Expert
-from helm_megatron.moe.expert_runs import run_experts
+from helm_megatron.kernels.experts.one_by_one import run_experts
+from helm_megatron.kernels.experts.parameters import Expert
 from helm_megatron.moe.experts import MiceExperts
 
 

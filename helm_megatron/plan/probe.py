@@ -29,8 +29,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from helm_megatron.arguments import ONE_STAGE, config_from_args
 from helm_megatron.builder import HelmModelConfig
+from helm_megatron.kernels.experts import one_by_one
 from helm_megatron.layers import attention, dot_product
-from helm_megatron.moe import expert_runs
 from helm_megatron.plan.tracing import Section, Trace
 from helm_megatron.specs import moe_pattern
 from helm_megatron.verify.layouts import process_groups
@@ -210,7 +210,7 @@ def _without_data() -> Iterator[None]:
         mock.patch.object(dot_product, "lower_right_attention", _flash_attention),
         mock.patch.object(dot_product.F, "scaled_dot_product_attention", _flash_attention),
         mock.patch.object(MoEAlltoAllTokenDispatcher, "preprocess", _spread_evenly),
-        mock.patch.object(expert_runs, "numbers", lambda x: [1.0] * len(x)),
+        mock.patch.object(one_by_one, "numbers", lambda x: [1.0] * len(x)),
     ):
         yield
 

@@ -4,17 +4,17 @@ from dataclasses import dataclass
 
 import torch
 
-from helm_megatron.geometry import lorentz, norm, tails
-from helm_megatron.geometry.mixture import mixture as plain_mixture
-from helm_megatron.kernels import (
-    gated,
-    mixture,
-    norm2,
-    residual,
-    residual_norm,
-    rms_norm,
-    time_term,
-)
+from helm_megatron.geometry import lorentz
+from helm_megatron.kernels.linear_tail import gated
+from helm_megatron.kernels.linear_tail import op as time_term
+from helm_megatron.kernels.linear_tail import plain as tails
+from helm_megatron.kernels.mixture import op as mixture
+from helm_megatron.kernels.mixture.plain import mixture as plain_mixture
+from helm_megatron.kernels.norm2 import op as norm2
+from helm_megatron.kernels.residual import op as residual
+from helm_megatron.kernels.residual_norm import op as residual_norm
+from helm_megatron.kernels.rms_norm import op as rms_norm
+from helm_megatron.kernels.rms_norm import plain as norm
 
 TOKENS = (13, 3)
 

@@ -6,16 +6,16 @@ import os
 import pytest
 import torch
 
-from helm_megatron.kernels import backend
-from helm_megatron.kernels.augment import augment, centroid
-from helm_megatron.kernels.rotary import tables, turned
-from helm_megatron.layers.augmented import (
+from helm_megatron.kernels import dispatch
+from helm_megatron.kernels.augment.op import augment, centroid
+from helm_megatron.kernels.augment.plain import (
     CENTROID_EPS,
     ambient_centroid,
     augment_key,
     augment_query,
     augment_value,
 )
+from helm_megatron.kernels.augment.rotary import tables, turned
 
 C = 0.7
 TOLERANCE = {
@@ -30,9 +30,9 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 def device(request, monkeypatch):
     """Run on the given implementation; yields the device of the tensors."""
     if request.param == "triton" and not INTERPRETED and not torch.cuda.is_available():
-        pytest.skip("run by test_flash_attention.py, test_in_the_interpreter")
+        pytest.skip("run by test_flash.py, test_in_the_interpreter")
     triton = request.param == "triton"
-    monkeypatch.setattr(backend, "uses_triton", lambda x: triton and x.element_size() <= 4)
+    monkeypatch.setattr(dispatch, "uses_triton", lambda x: triton and x.element_size() <= 4)
     return "cuda" if triton and not INTERPRETED else "cpu"
 
 

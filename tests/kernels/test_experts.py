@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from helm_megatron.kernels import backend
-from helm_megatron.moe import expert_groups
-from helm_megatron.moe.expert_parameters import Expert
-from helm_megatron.moe.expert_runs import run_experts
+from helm_megatron.kernels import dispatch
+from helm_megatron.kernels.experts import one_product
+from helm_megatron.kernels.experts.one_by_one import run_experts
+from helm_megatron.kernels.experts.parameters import Expert
 from tests.kernels.test_fused import FLOOR, INTERPRETED, MULTIPLE, error
 
 HIDDEN, INNER, C = 40, 264, 1.7
@@ -24,7 +24,7 @@ LOADS = {"unequal": [70, 0, 9, 1], "idle ends": [0, 21, 5, 0]}
 def triton_device(monkeypatch):
     if not INTERPRETED and not torch.cuda.is_available():
         pytest.skip("no GPU; test_interpreter.py runs these in Triton's interpreter")
-    monkeypatch.setattr(backend, "uses_triton", lambda x: x.element_size() <= 4)
+    monkeypatch.setattr(dispatch, "uses_triton", lambda x: x.element_size() <= 4)
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -70,10 +70,10 @@ def test_triton_experts_are_as_exact_as_one_after_the_other(
         pytest.skip("on a GPU torch's grouped product takes bf16 only")
     leaves = inputs(loads, dtype, triton_device, bias)
     exact = results(leaves, loads, torch.float64)
-    monkeypatch.setattr(expert_groups, "fits", lambda x, expert: False)
+    monkeypatch.setattr(one_product, "fits", lambda x, expert: False)
     theirs = results(leaves, loads, dtype)
     # In the interpreter also fp32, which shows errors that bf16 would hide.
-    monkeypatch.setattr(expert_groups, "fits", lambda x, expert: True)
+    monkeypatch.setattr(one_product, "fits", lambda x, expert: True)
     ours = results(leaves, loads, dtype)
     for place, (got, plain, true) in enumerate(zip(ours, theirs, exact, strict=True)):
         # Output, then gradients: those of curvatures are sums of all rounding, which partly cancel.

@@ -9,7 +9,12 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from helm_megatron.kernels import backend, gated, norm2, residual, residual_norm, time_term
+from helm_megatron.kernels import dispatch
+from helm_megatron.kernels.linear_tail import gated
+from helm_megatron.kernels.linear_tail import op as time_term
+from helm_megatron.kernels.norm2 import op as norm2
+from helm_megatron.kernels.residual import op as residual
+from helm_megatron.kernels.residual_norm import op as residual_norm
 from tests.kernels.cases import CASES
 
 # Relative root-mean-square error allowed: a multiple of the twin's own, and a floor.
@@ -23,13 +28,13 @@ MULTIPLE = 2.2 if INTERPRETED else 1.1
 def device(request, monkeypatch):
     """Run on the given implementation; yields the device of the tensors."""
     if request.param == "torch":
-        monkeypatch.setattr(backend, "uses_triton", lambda x: False)
+        monkeypatch.setattr(dispatch, "uses_triton", lambda x: False)
         return "cpu"
     if torch.cuda.is_available():
         return "cuda"
     if not INTERPRETED:
         pytest.skip("no GPU; test_interpreter.py runs these in Triton's interpreter")
-    monkeypatch.setattr(backend, "uses_triton", lambda x: x.element_size() <= 4)
+    monkeypatch.setattr(dispatch, "uses_triton", lambda x: x.element_size() <= 4)
     return "cpu"
 
 
@@ -81,7 +86,7 @@ def test_residual_is_clamped_as_in_its_twin(device):
 def test_programs_with_several_tokens(device, monkeypatch):
     """39 tokens are eight for each of five programs, but for the last."""
     pytest.importorskip("triton")
-    monkeypatch.setattr("helm_megatron.kernels.triton_residual_norm.MAX_PROGRAMS", 5)
+    monkeypatch.setattr("helm_megatron.kernels.residual_norm.triton.MAX_PROGRAMS", 5)
     test_as_exact_as_the_twin("residual_norm", torch.float32, device)
 
 

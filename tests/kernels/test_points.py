@@ -13,13 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from helm_megatron.kernels import compiled_points, points
-from helm_megatron.optim import rows
+from helm_megatron.kernels.points import cpu as compiled_points
+from helm_megatron.kernels.points import op as points
+from helm_megatron.kernels.points import plain as rows
 
 IMPLEMENTATIONS = {"compiled": compiled_points}
 DEVICE = "cpu"
 if os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available():
-    from helm_megatron.kernels import triton_points
+    from helm_megatron.kernels.points import triton as triton_points
 
     IMPLEMENTATIONS = {"triton": triton_points}
     DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
