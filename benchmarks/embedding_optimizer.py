@@ -12,7 +12,7 @@ import time
 import torch
 from measure import add_output, report
 
-from helm_megatron.kernels.points import plain as rows
+from helm_megatron.kernels.points import op as rows
 from helm_megatron.optim.cpu_adam import FusedAdam
 
 WARM_UP = 5

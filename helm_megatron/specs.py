@@ -46,8 +46,7 @@ from helm_megatron.layers.mlp import LorentzMLP, LorentzSharedExpert
 from helm_megatron.layers.norm import RMSNorm
 from helm_megatron.layers.residual import LorentzResidual
 from helm_megatron.layers.self_attention import LorentzSelfAttention
-from helm_megatron.moe.experts import MiceExperts
-from helm_megatron.moe.grouped import GroupedMiceExperts
+from helm_megatron.moe.experts import GroupedMiceExperts, MiceExperts
 from helm_megatron.moe.layer import MiceLayer
 from helm_megatron.moe.router import MiceRouter
 

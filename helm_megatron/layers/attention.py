@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,10 +17,11 @@ from torch import Tensor
 
 from helm_megatron.geometry import lorentz
 from helm_megatron.geometry.lorentz import Scalar, at_least_fp32
-from helm_megatron.kernels.augment.op import augmented_width
-from helm_megatron.kernels.augment.plain import augment, centroid
+from helm_megatron.kernels import dispatch
+from helm_megatron.kernels.augment.lanes import augmented_width
+from helm_megatron.kernels.augment.op import augment, centroid
 from helm_megatron.kernels.augment.rotary import tables, turned
-from helm_megatron.kernels.dispatch import has_triton
+from helm_megatron.kernels.flash.op import DTYPES, MAX_WIDTH, flash_attention
 from helm_megatron.layers.context_parallel import from_first_rank
 from helm_megatron.layers.dot_product import DotProductAttention, document_bounds
 from helm_megatron.layers.parallel import filled_parameter
@@ -136,15 +136,12 @@ class LorentzAttention(MegatronModule):
     def _obstacles(
         self, query: Tensor, value: Tensor, mask: Tensor | None
     ) -> Iterator[tuple[bool, str]]:
-        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-        yield not (query.is_cuda or interpreted), "needs a GPU"
-        yield not has_triton(), "needs Triton, a C compiler and Python's headers"
+        lacking = dispatch.triton_lacks(query)
+        yield lacking is not None, f"needs {lacking}"
         yield self._drops(), "has no --attention-dropout"
         yield self.cp_group.size() > 1, "has no --context-parallel-size"
         yield mask is not None, "takes no mask"
         yield isinstance(self.config.helm.curvature, Tensor), "takes a curvature as a number"
-        from helm_megatron.kernels.flash.op import DTYPES, MAX_WIDTH
-
         width = max(query.shape[-1], value.shape[-1])
         yield query.dtype not in DTYPES, f"knows no {query.dtype}"
         yield width > MAX_WIDTH, f"takes heads up to {MAX_WIDTH} wide, not {width}"
@@ -158,8 +155,6 @@ def _flash_attention(
     c: float,
     packed: PackedSeqParams | None,
 ) -> Tensor:
-    from helm_megatron.kernels.flash.op import flash_attention
-
     if packed is None:
         return flash_attention(q, k, v, tau, c).flatten(-2)
     bounds, longest = document_bounds(packed), packed.max_seqlen_q
@@ -187,7 +182,7 @@ def computed_in(x: Tensor) -> Tensor:
 
     A kernel's sums rounded to bf16 lose what m_t^2 - |m_s|^2 needs where heads lie far out.
     """
-    return at_least_fp32(x) if x.device.type == "cpu" else x
+    return at_least_fp32(x) if dispatch.on_cpu(x) else x
 
 
 @functools.cache

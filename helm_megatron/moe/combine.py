@@ -24,7 +24,7 @@ def ambient(points: Tensor, c: float) -> Tensor:
 def centroid(total: Tensor, shared: Tensor | None, c: float) -> Tensor:
     """The centroid of HELM (paper, section on MiCE): sqrt(c) m_s / sqrt(-<m,m>).
 
-    For sums made elsewhere; `kernels.mixture` makes its own.
+    For sums made elsewhere; `kernels.mixture.op` makes its own.
 
     m is the weighted ambient sum `total` `[.., d + 1]` plus the shared expert's point `[.., d]`,
     whose weight is 1. Returns space coordinates `[.., d]`.

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from helm_megatron.kernels import dispatch
-from helm_megatron.kernels.experts import one_product
-from helm_megatron.kernels.experts.one_by_one import run_experts
+from helm_megatron.kernels.experts import plain
+from helm_megatron.kernels.experts.op import run_experts
 from helm_megatron.kernels.experts.parameters import Expert
 from tests.kernels.test_fused import FLOOR, INTERPRETED, MULTIPLE, error
 
@@ -70,16 +70,32 @@ def test_triton_experts_are_as_exact_as_one_after_the_other(
         pytest.skip("on a GPU torch's grouped product takes bf16 only")
     leaves = inputs(loads, dtype, triton_device, bias)
     exact = results(leaves, loads, torch.float64)
-    monkeypatch.setattr(one_product, "fits", lambda x, expert: False)
+    monkeypatch.setattr(dispatch, "fits_grouped_product", lambda x, widths: False)
     theirs = results(leaves, loads, dtype)
     # In the interpreter also fp32, which shows errors that bf16 would hide.
-    monkeypatch.setattr(one_product, "fits", lambda x, expert: True)
+    monkeypatch.setattr(dispatch, "fits_grouped_product", lambda x, widths: True)
     ours = results(leaves, loads, dtype)
-    for place, (got, plain, true) in enumerate(zip(ours, theirs, exact, strict=True)):
+    for place, (got, rounded, true) in enumerate(zip(ours, theirs, exact, strict=True)):
         # Output, then gradients: those of curvatures are sums of all rounding, which partly cancel.
         slack = 3 if place in (2, 3) else 1
-        assert got.dtype == plain.dtype and got.shape == plain.shape
+        assert got.dtype == rounded.dtype and got.shape == rounded.shape
         if true.norm() == 0:
             assert got.norm() == 0
         else:
-            assert error(got, true) <= slack * (MULTIPLE * error(plain, true) + FLOOR[dtype])
+            assert error(got, true) <= slack * (MULTIPLE * error(rounded, true) + FLOOR[dtype])
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("loads", LOADS.values(), ids=LOADS)
+def test_one_after_the_other_equals_the_plain_twin(loads, bias):
+    """Output and gradients in fp64; a curvature's is that of both its roles together."""
+    leaves = inputs(loads, torch.float64, "cpu", bias)
+    y, d_x, d_c_in, d_c_out, *d_parameters = results(leaves, loads, torch.float64)
+    x, c, _, *flat = [None if x is None else x.detach().double().requires_grad_() for x in leaves]
+    experts = [Expert(*flat[6 * i : 6 * i + 6]) for i in range(len(loads))]
+    expected = plain.run_experts(x, loads, C, c, experts)
+    generator = torch.Generator().manual_seed(1)
+    expected.backward(torch.randn(y.shape, generator=generator).bfloat16().to(y))
+    theirs = [expected.detach(), x.grad, c.grad, *(p.grad for p in flat if p is not None)]
+    for got, true in zip([y, d_x, d_c_in + d_c_out, *d_parameters], theirs, strict=True):
+        torch.testing.assert_close(got, true, rtol=1e-9, atol=1e-12)

@@ -10,8 +10,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from helm_megatron.kernels import dispatch
-from helm_megatron.kernels.linear_tail import gated
-from helm_megatron.kernels.linear_tail import op as time_term
+from helm_megatron.kernels.linear_tail import op as linear_tail
 from helm_megatron.kernels.norm2 import op as norm2
 from helm_megatron.kernels.residual import op as residual
 from helm_megatron.kernels.residual_norm import op as residual_norm
@@ -91,7 +90,7 @@ def test_programs_with_several_tokens(device, monkeypatch):
 
 
 def test_a_joined_norm_is_no_view(device):
-    """Megatron puts a view into a new tensor, which the norm that came with it does not follow."""
+    """Both are outputs of one function: Megatron would put a view into a new tensor."""
     case = CASES["residual_norm"]
     out, normed = case.fused(*case.inputs(torch.float32, device))
     assert not out._is_view() and out.grad_fn is normed.grad_fn
@@ -103,9 +102,9 @@ def test_no_tokens_and_one(shape, device):
     w = torch.randn(6, device=device, requires_grad=True)
     one = torch.ones(1, device=device, requires_grad=True)
     t = norm2.time(x, 1.0)
-    out = residual.residual(time_term.add_time_term(x * 1, t, w, w), x, one, 2.0, 1.0)
+    out = residual.residual(linear_tail.add_time_term(x * 1, t, w, w), x, one, 2.0, 1.0)
     out = sum(residual_norm.residual_norm(out, x, one, 2.0, w, 0.1, 1.0))
-    gated.gated(out * 1, t, w, None).sum().backward()
+    linear_tail.gated(out * 1, t, w, None).sum().backward()
     assert x.grad.shape == x.shape and w.grad.isfinite().all() and one.grad.isfinite().all()
 
 
@@ -120,8 +119,8 @@ def test_recomputed_activations_give_the_same_gradients(reentrant, device):
 
     def block(x):
         w1, b1, w2, b2, w = weights
-        h = gated.gated(torch.matmul(x, w1.t()), norm2.time(x, 1.3), b1, b1)
-        y = time_term.add_time_term(torch.matmul(h, w2.t()), norm2.time(h, 1.3), b2, None)
+        h = linear_tail.gated(torch.matmul(x, w1.t()), norm2.time(x, 1.3), b1, b1)
+        y = linear_tail.add_time_term(torch.matmul(h, w2.t()), norm2.time(h, 1.3), b2, None)
         return residual.residual(x, y, w, 2.0, 1.3)
 
     def gradients(run):

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from helm_megatron.geometry import lorentz
-from helm_megatron.kernels.points import plain as rows
+from helm_megatron.kernels.points import op, plain, rule
 from helm_megatron.optim.riemannian_adam import RiemannianAdam
 
 
@@ -19,11 +19,11 @@ def test_frame_has_the_riemannian_norm(c: float) -> None:
     x, grad = normal(0, 9, 5), normal(1, 9, 5)
     rgrad = lorentz.riemannian_grad(x, grad, c)
     in_frame = grad.clone()
-    rows.to_frame_(x, in_frame, c)
+    op.to_frame_(x, in_frame, c)
     norm2 = in_frame.square().sum(-1)
     torch.testing.assert_close(norm2, (grad * rgrad).sum(-1), rtol=1e-12, atol=0)
     twice = in_frame.clone()
-    rows.to_frame_(x, twice, c)
+    op.to_frame_(x, twice, c)
     torch.testing.assert_close(twice, rgrad, rtol=1e-12, atol=1e-12)
 
 
@@ -48,17 +48,17 @@ def test_retraction_steps_in_space_and_transports() -> None:
 
 def test_retraction_is_the_geodesic_to_first_order() -> None:
     x, grad = normal(0, 9, 5), normal(1, 9, 5)
-    rule = {"beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "step": 1, "c": 0.7}
+    options = {"beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "step": 1, "c": 0.7}
 
     def gap(lr: float) -> float:
         ends = []
         for retraction in (False, True):
             point, zeros = x.clone(), torch.zeros_like(x)
             gradient = grad.clone()
-            rows.to_frame_(point, gradient, 0.7)
+            op.to_frame_(point, gradient, 0.7)
             tables = [point, gradient, zeros, zeros.clone()]
             everywhere = torch.ones(9, dtype=torch.bool)
-            rows.step_(tables, everywhere, rows.Rule(lr=lr, retraction=retraction, **rule))
+            op.step_(tables, everywhere, rule.Rule(lr=lr, retraction=retraction, **options))
             ends.append(point)
         return float((ends[0] - ends[1]).abs().max())
 
@@ -67,12 +67,12 @@ def test_retraction_is_the_geodesic_to_first_order() -> None:
 
 def test_second_moment_may_be_the_column_of_a_table() -> None:
     """With Adam's shapes, which Megatron's checkpoints need, or as a column: the same step."""
-    rule = rows.Rule(0.1, 0.9, 0.99, 1e-8, 3, 0.7)
+    options = rule.Rule(0.1, 0.9, 0.99, 1e-8, 3, 0.7)
     ends = []
     for columns in (1, 6):
         second = normal(2, 9, 6).abs()[:, :columns].contiguous()
         tables = [normal(0, 9, 6), normal(3, 9, 6), normal(1, 9, 6), second]
-        rows.step_(tables, torch.ones(9, dtype=torch.bool), rule)
+        op.step_(tables, torch.ones(9, dtype=torch.bool), options)
         ends.append((tables[0], tables[2], second[:, :1]))
     for one, other in zip(*ends, strict=True):
         assert torch.equal(one, other)
@@ -82,7 +82,7 @@ def test_rest_changes_no_point_and_no_second_moment(monkeypatch: pytest.MonkeyPa
     """Rows that come to rest, and are touched again, go where they go without rest."""
 
     def run(rest: float) -> tuple[Tensor, Tensor, int]:
-        monkeypatch.setattr(rows, "_REST", rest)
+        monkeypatch.setattr(rule, "_REST", rest)
         x = torch.nn.Parameter(normal(0, 8, 6).float())
         optimizer = RiemannianAdam([x], lr=1e-3)
         resting = 0
@@ -94,7 +94,7 @@ def test_rest_changes_no_point_and_no_second_moment(monkeypatch: pytest.MonkeyPa
             resting += int((optimizer.state[x]["exp_avg"] == 0).all(-1).sum())
         return x.detach(), optimizer.state[x]["exp_avg_sq"].abs(), resting
 
-    x, second, resting = run(rows._REST)
+    x, second, resting = run(rule._REST)
     always, second_always, none = run(0.0)
     assert resting > 500 and none == 0
     torch.testing.assert_close(x, always, rtol=0, atol=1e-6)
@@ -115,7 +115,7 @@ def test_portions_and_idle_rows_change_nothing(
         return x.detach()
 
     whole = run()
-    monkeypatch.setattr(rows, "_CPU_PORTION", portion)
+    monkeypatch.setattr(plain, "_CPU_PORTION", portion)
     assert torch.equal(run(), whole)
 
 

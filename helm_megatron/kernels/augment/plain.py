@@ -14,8 +14,7 @@ from torch import Tensor
 
 from helm_megatron.geometry import lorentz
 from helm_megatron.geometry.lorentz import Scalar, at_least_fp32
-from helm_megatron.kernels.augment import op as kernels
-from helm_megatron.kernels.augment.op import augmented_width
+from helm_megatron.kernels.augment.lanes import augmented_width, is_wide
 from helm_megatron.kernels.augment.rotary import Tables, turned
 
 # Clamp of |<m,m>| in the centroid, by precision of the computation, as in the released code.
@@ -28,7 +27,7 @@ def split_time(time: Tensor, dtype: torch.dtype) -> list[Tensor]:
     One bf16 lane would lose the whole of q_t k_t - q_s.k_s at moderate radii.
     """
     high = time.to(dtype)
-    if torch.finfo(dtype).bits >= 32:
+    if is_wide(dtype):
         return [high]
     return [high, (time - high.to(time.dtype)).to(dtype)]
 
@@ -72,28 +71,22 @@ def augment(
     v: Tensor,
     tau: Tensor,
     c: Scalar,
-    shift: Tensor | None,
+    shift: Tensor | None = None,
     rotary: Tables | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Augmented query, key and value, turned if rotary is given; fused where c is a number."""
-    if not isinstance(c, Tensor):
-        return kernels.augment(q, k, v, tau, c, shift, rotary)
+    """Augmented query, key and value, turned first if rotary is given."""
     if rotary is not None:
         q, k = turned(q, rotary), turned(k, rotary)
     less = 0.0 if shift is None else shift
     return augment_query(q, tau, c), augment_key(k, c), augment_value(v, c, less)
 
 
-def centroid(m: Tensor, d: int, c: Scalar, shift: Tensor | None) -> Tensor:
-    """`ambient_centroid`, fused where c is a number."""
-    if isinstance(c, Tensor):
-        return ambient_centroid(m, d, c, 0.0 if shift is None else shift)
-    return kernels.centroid(m, d, c, shift, CENTROID_EPS[at_least_fp32(m).dtype])
+def centroid(m: Tensor, d: int, c: Scalar, shift: Tensor | None = None) -> Tensor:
+    """Normalize sums of augmented values `[.., d + lanes]` to ambient points `[.., 1 + d]` of L_c.
 
-
-def ambient_centroid(m: Tensor, d: int, c: Scalar, shift: Tensor | float = 0.0) -> Tensor:
-    """Normalize sums of augmented values `[.., d + lanes]` to ambient points `[.., 1 + d]`."""
+    shift is what the times of the values were less by. |<m,m>| is clamped at `CENTROID_EPS`.
+    """
     wide = at_least_fp32(m)
-    m_time = wide[..., d:].sum(-1, keepdim=True) + shift
+    m_time = wide[..., d:].sum(-1, keepdim=True) + (0.0 if shift is None else shift)
     space = lorentz.normalize(m_time, wide[..., :d], c, eps=CENTROID_EPS[wide.dtype])
     return torch.cat([lorentz.time(space, c), space], dim=-1).to(m.dtype)

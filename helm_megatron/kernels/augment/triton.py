@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from helm_megatron.kernels.augment.lanes import Lanes, augmented_width, is_wide
 from helm_megatron.kernels.augment.rotary import Tables
 from helm_megatron.kernels.common.arithmetic import rounded
 
@@ -70,30 +71,30 @@ def lift_kernel(
 
 @triton.jit
 def lift_backward_kernel(
-    out, grad, tau, shift, cos, sin, dx, dtau, count, batch, heads, g_s, g_b, g_h,
+    out, d_out, tau, shift, cos, sin, d_x, d_tau, count, batch, heads, o_s, o_b, o_h,
     D: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SIGN: tl.constexpr,
     LANES: tl.constexpr, LOW: tl.constexpr, SCALED: tl.constexpr, SHIFTED: tl.constexpr,
     TURNED: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """The gradient by x, and with SCALED by each row's part of log(1 / tau)."""
+    """The gradient of x, and with SCALED each row's part of that of log(1 / tau)."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)[None, :]
     inside = (rows < count)[:, None] & (column < WIDTH)
     at = out + rows.to(tl.int64)[:, None] * WIDTH + column
     value = tl.load(at, mask=inside, other=0.0).to(tl.float32)
-    start = _row_of(grad, rows, heads, batch, g_s, g_b, g_h)
-    g = tl.load(start[:, None] + column, mask=inside, other=0.0).to(tl.float32)
+    start = _row_of(d_out, rows, heads, batch, o_s, o_b, o_h)
+    d_o = tl.load(start[:, None] + column, mask=inside, other=0.0).to(tl.float32)
     first, low = column == D, column == D + LOW
     lanes = (column >= D) & (column < D + LANES) & ~low
     time = SIGN * tl.sum(tl.where(first | low, value, 0.0), 1)
-    slope = SIGN * tl.sum(tl.where(lanes, g, 0.0), 1)
+    d_time = SIGN * tl.sum(tl.where(lanes, d_o, 0.0), 1)
     if SHIFTED:
         time += tl.load(shift + rows % (batch * heads))
-    ratio = slope / tl.where(rows < count, time, 1.0)
-    gradient = g + value * ratio[:, None]
+    ratio = d_time / tl.where(rows < count, time, 1.0)
+    d_value = d_o + value * ratio[:, None]
     if SCALED:
-        part = tl.sum(tl.where(column < D, g * value, 0.0), 1) + time * slope
-        tl.store(dtau + rows, part, mask=rows < count)
+        part = tl.sum(tl.where(column < D, d_o * value, 0.0), 1) + time * d_time
+        tl.store(d_tau + rows, part, mask=rows < count)
     if TURNED:
         left = column < TURNED // 2
         partner = tl.where(left, column + TURNED // 2, column - TURNED // 2)
@@ -102,12 +103,12 @@ def lift_backward_kernel(
         other = tl.load(row + partner, mask=turned, other=0.0).to(tl.float32) * ratio[:, None]
         other += tl.load(start[:, None] + partner, mask=turned, other=0.0).to(tl.float32)
         other *= _table(sin, rows, batch * heads, partner, turned, TURNED)
-        straight = gradient * _table(cos, rows, batch * heads, column, turned, TURNED)
-        gradient = tl.where(turned, straight + tl.where(left, other, -other), gradient)
+        straight = d_value * _table(cos, rows, batch * heads, column, turned, TURNED)
+        d_value = tl.where(turned, straight + tl.where(left, other, -other), d_value)
     if SCALED:
-        gradient *= 2 / tl.load(tau).to(tl.float32)
-    where = dx + rows.to(tl.int64)[:, None] * D + column
-    tl.store(where, rounded(gradient, dx.dtype.element_ty), mask=inside & (column < D))
+        d_value *= 2 / tl.load(tau).to(tl.float32)
+    where = d_x + rows.to(tl.int64)[:, None] * D + column
+    tl.store(where, rounded(d_value, d_x.dtype.element_ty), mask=inside & (column < D))
 
 
 @triton.jit
@@ -139,10 +140,10 @@ def centroid_kernel(
 
 @triton.jit
 def centroid_backward_kernel(
-    m, shift, norm2, grad, dm, c, eps, count, per_token, D: tl.constexpr, WIDTH: tl.constexpr,
+    m, shift, norm2, d_out, d_m, c, eps, count, per_token, D: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK: tl.constexpr, SHIFTED: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """The gradient by the sums `[count, WIDTH]`; that by the time goes to all its lanes."""
+    """The gradient of the sums `[count, WIDTH]`; that of the time goes to all its lanes."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)[None, :]
     inside = (rows < count)[:, None] & (column < WIDTH)
@@ -155,20 +156,96 @@ def centroid_backward_kernel(
     difference = tl.load(norm2 + rows, mask=rows < count, other=1.0)
     length2 = time * time - difference
     radius = tl.sqrt(c / tl.maximum(tl.abs(difference), eps))
-    at = grad + long * (1 + D)
-    g_time = tl.load(at, mask=rows < count, other=0.0).to(tl.float32)
+    at = d_out + long * (1 + D)
+    d_o_time = tl.load(at, mask=rows < count, other=0.0).to(tl.float32)
     spot = at[:, None] + 1 + column
-    g = tl.load(spot, mask=inside & (column < D), other=0.0).to(tl.float32)
-    outward = radius * g_time / tl.sqrt(tl.maximum(length2, 0.0) * radius * radius + c)
-    along = tl.sum(space * g, 1) + outward * length2
+    d_o = tl.load(spot, mask=inside & (column < D), other=0.0).to(tl.float32)
+    outward = radius * d_o_time / tl.sqrt(tl.maximum(length2, 0.0) * radius * radius + c)
+    along = tl.sum(space * d_o, 1) + outward * length2
     along = tl.where(tl.abs(difference) > eps, along * radius / difference, 0.0)
-    gradient = g * radius[:, None] + space * (outward * radius + along)[:, None]
-    gradient = tl.where(column < D, gradient, -(along * time)[:, None])
-    where = dm + long[:, None] * WIDTH + column
-    tl.store(where, rounded(gradient, dm.dtype.element_ty), mask=inside)
+    d_value = d_o * radius[:, None] + space * (outward * radius + along)[:, None]
+    d_value = tl.where(column < D, d_value, -(along * time)[:, None])
+    where = d_m + long[:, None] * WIDTH + column
+    tl.store(where, rounded(d_value, d_m.dtype.element_ty), mask=inside)
 
 
 def lifted(
+    x: Tensor,
+    lanes: Lanes,
+    c: float,
+    tau: Tensor | None = None,
+    shift: Tensor | None = None,
+    rotary: Tables | None = None,
+) -> Tensor:
+    """x `[s, (b,) heads, d]`, turned, times 2 / tau, with the lanes of its time."""
+    width = augmented_width(x.dtype, x.shape[-1], len(lanes.parts))
+    return _lifted(x, width, *_numbers(x.dtype, lanes), c, tau, shift, rotary)
+
+
+def turned(x: Tensor, rotary: Tables) -> Tensor:
+    """x `[s, b, heads, d]` turned, without lanes."""
+    return _lifted(x, x.shape[-1], 1, 0, 0, 1.0, None, None, rotary)
+
+
+def lifted_backward(
+    d_out: Tensor,
+    out: Tensor,
+    d: int,
+    lanes: Lanes,
+    tau: Tensor | None = None,
+    shift: Tensor | None = None,
+    rotary: Tables | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """The gradient of x, and, with tau, that of tau."""
+    d_out = d_out if d_out.stride(-1) == 1 else d_out.contiguous()
+    width = out.shape[-1]
+    d_x = out.new_empty(*out.shape[:-1], d)
+    count = out.numel() // width
+    parts = None if tau is None else out.new_empty(count, dtype=torch.float32)
+    sign, number, low = _numbers(out.dtype, lanes)
+    lift_backward_kernel[_grid(count)](
+        out, d_out, tau, shift, *(rotary or (None, None)), d_x, parts, count, *_layout(d_out), D=d,
+        SIGN=sign, LANES=number, LOW=low, SCALED=tau is not None, TURNED=_turned_width(rotary),
+        **_options(width, shift),
+    )  # fmt: skip
+    if tau is None or parts is None:
+        return d_x, None
+    return d_x, (-parts.sum() / tau).to(tau.dtype)
+
+
+def centroid(
+    m: Tensor, shift: Tensor | None, d: int, c: float, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Ambient points `[.., 1 + d]` of sums m `[.., width]`, and m_t^2 - |m_s|^2."""
+    m = m.contiguous()
+    out, norm2 = m.new_empty(*m.shape[:-1], 1 + d), m.new_empty(m.shape[:-1], dtype=torch.float32)
+    centroid_kernel[_grid(norm2.numel())](
+        m, shift, out, norm2, c, eps, norm2.numel(), m[0, ..., 0].numel(), D=d,
+        **_options(m.shape[-1], shift),
+    )  # fmt: skip
+    return out, norm2
+
+
+def centroid_backward(
+    d_out: Tensor,
+    m: Tensor,
+    shift: Tensor | None,
+    d: int,
+    c: float,
+    eps: float,
+    norm2: Tensor,
+) -> Tensor:
+    """The gradient of m."""
+    m, d_out = m.contiguous(), d_out.contiguous()
+    d_m = torch.empty_like(m)
+    centroid_backward_kernel[_grid(norm2.numel())](
+        m, shift, norm2, d_out, d_m, c, eps, norm2.numel(), m[0, ..., 0].numel(), D=d,
+        **_options(m.shape[-1], shift),
+    )  # fmt: skip
+    return d_m
+
+
+def _lifted(
     x: Tensor,
     width: int,
     sign: int,
@@ -179,7 +256,6 @@ def lifted(
     shift: Tensor | None,
     rotary: Tables | None,
 ) -> Tensor:
-    """x `[s, (b,) heads, d]`, turned, times 2 / tau, with the lanes of its time."""
     if rotary is not None and len(rotary[0]) != len(x):
         raise ValueError(f"angles of {len(rotary[0])} tokens for heads of {len(x)}")
     x = x if x.stride(-1) == 1 else x.contiguous()
@@ -193,62 +269,11 @@ def lifted(
     return out
 
 
-def turned(x: Tensor, rotary: Tables) -> Tensor:
-    """x `[s, b, heads, d]` turned, without lanes."""
-    return lifted(x, x.shape[-1], 1, 0, 0, 1.0, None, None, rotary)
-
-
-def lifted_backward(
-    out: Tensor,
-    grad: Tensor,
-    d: int,
-    sign: int,
-    lanes: int,
-    low: int,
-    tau: Tensor | None,
-    shift: Tensor | None,
-    rotary: Tables | None,
-) -> tuple[Tensor, Tensor | None]:
-    """The gradient by x, and, with tau, the one by tau."""
-    grad = grad if grad.stride(-1) == 1 else grad.contiguous()
-    width = out.shape[-1]
-    dx = out.new_empty(*out.shape[:-1], d)
-    count = out.numel() // width
-    parts = None if tau is None else out.new_empty(count, dtype=torch.float32)
-    lift_backward_kernel[_grid(count)](
-        out, grad, tau, shift, *(rotary or (None, None)), dx, parts, count, *_layout(grad), D=d,
-        SIGN=sign, LANES=lanes, LOW=low, SCALED=tau is not None, TURNED=_turned_width(rotary),
-        **_options(width, shift),
-    )  # fmt: skip
-    if tau is None or parts is None:
-        return dx, None
-    return dx, (-parts.sum() / tau).to(tau.dtype)
-
-
-def centroid(
-    m: Tensor, d: int, c: float, shift: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor]:
-    """Ambient points `[.., 1 + d]` of sums m `[.., width]`, and m_t^2 - |m_s|^2."""
-    m = m.contiguous()
-    out, norm2 = m.new_empty(*m.shape[:-1], 1 + d), m.new_empty(m.shape[:-1], dtype=torch.float32)
-    centroid_kernel[_grid(norm2.numel())](
-        m, shift, out, norm2, c, eps, norm2.numel(), m[0, ..., 0].numel(), D=d,
-        **_options(m.shape[-1], shift),
-    )  # fmt: skip
-    return out, norm2
-
-
-def centroid_backward(
-    m: Tensor, norm2: Tensor, grad: Tensor, d: int, c: float, shift: Tensor | None, eps: float
-) -> Tensor:
-    """The gradient by m."""
-    m, grad = m.contiguous(), grad.contiguous()
-    dm = torch.empty_like(m)
-    centroid_backward_kernel[_grid(norm2.numel())](
-        m, shift, norm2, grad, dm, c, eps, norm2.numel(), m[0, ..., 0].numel(), D=d,
-        **_options(m.shape[-1], shift),
-    )  # fmt: skip
-    return dm
+def _numbers(dtype: torch.dtype, lanes: Lanes) -> tuple[int, int, int]:
+    """Sign, number of lanes, and which of them has the low part: none, if one has it all."""
+    if is_wide(dtype):
+        return lanes.sign, 1, 1 << 20
+    return lanes.sign, len(lanes.parts), lanes.parts.index(1)
 
 
 def _layout(x: Tensor) -> tuple[int, int, int, int, int]:

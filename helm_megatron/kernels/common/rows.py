@@ -45,10 +45,10 @@ class PartialSums:
         self, time: Tensor, time_weight: Tensor, needed: tuple[bool, ...]
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Gradients of time, time weight and bias, where needed."""
-        by_weight, by_bias = self.of_columns.sum(1).to(time_weight.dtype)
-        by_time = self.of_rows.sum(0).view_as(time)
+        d_weight, d_bias = self.of_columns.sum(1).to(time_weight.dtype)
+        d_time = self.of_rows.sum(0).view_as(time)
         return (
-            by_time if needed[0] else None,
-            by_weight if needed[1] else None,
-            by_bias if needed[2] else None,
+            d_time if needed[0] else None,
+            d_weight if needed[1] else None,
+            d_bias if needed[2] else None,
         )

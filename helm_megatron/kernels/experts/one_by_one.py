@@ -1,15 +1,7 @@
-"""All experts of a rank as one function, its forward and backward ordered by hand.
+"""All experts of a rank in torch operations, one expert after the other.
 
-Rows come sorted by expert, so each expert has a run of them. What an expert does to a row x of L_c,
-with s = sqrt(c_e / c), t = time(x; c) and the other times at c_e:
-
-    a = s (W1 x + t w1) + b1;  h = silu(a_gate) * a_up;  y = (W2 h + time(h) w2 + b2) / s
-
-This is `MiceExpert.forward` with the factors s taken out of the ambient vectors. A matrix product
-takes a factor and a summand at no cost, so neither the maps between hyperboloids nor the time
-terms need a pass of their own: rows are filled with t w + b and the product is added to them. One
-expert after the other, because its rows then stay in the CPU's cache from step to step. Of what is
-as wide as the experts only `a` is kept for the backward pass.
+Its rows then stay in the CPU's cache from step to step: they are filled with t w + b, and the
+product is added to them. Of what is as wide as the experts only `a` is kept for the backward pass.
 """
 
 from __future__ import annotations
@@ -26,41 +18,10 @@ from torch.distributed import ProcessGroup
 
 from helm_megatron.geometry.lorentz import at_least_fp32
 from helm_megatron.kernels import dispatch
-from helm_megatron.kernels.experts import one_product
 from helm_megatron.kernels.experts.parameters import Expert, by_expert
 
 
-def run_experts(
-    x: Tensor,
-    counts: Sequence[int],
-    c: float,
-    curvature_in: Tensor,
-    curvature_out: Tensor,
-    experts: Sequence[Expert],
-    tp_group: ProcessGroup,
-) -> Tensor:
-    """Apply each expert to its run of rows.
-
-    Args:
-        x: points of L_c `[n, hidden]`, sorted by expert.
-        counts: how many rows each expert has; they sum to n.
-        c: curvature of x and of the result.
-        curvature_in, curvature_out: the same curvatures `[experts]`, for what a rank computes of
-            its own inner features and for what all ranks of `tp_group` compute alike. The gradient
-            of the first is this rank's share, that of the second is whole.
-        experts: parameters of each.
-        tp_group: the ranks that share each expert's inner features.
-
-    Returns:
-        Points of L_c `[n, hidden]`, whole on every rank; the gradient of x is this rank's share.
-    """
-    flat = [parameter for expert in experts for parameter in expert]
-    grouped = dispatch.uses_triton(x) and one_product.fits(x, experts[0])
-    function = one_product.Groups if grouped else Runs
-    return function.apply(x, counts, c, tp_group, curvature_in, curvature_out, *flat)
-
-
-class Runs(torch.autograd.Function):
+class Experts(torch.autograd.Function):
     """The arguments are those of `run_experts`, the experts flat."""
 
     @staticmethod
@@ -90,19 +51,20 @@ class Runs(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Any, ...]:
         x, time, a, inner_time, *flat = ctx.saved_tensors
-        dx = torch.empty_like(x)
-        rows: Any = (grad.contiguous(), x, time, a, inner_time, dx)
+        d_x = torch.empty_like(x)
+        rows: Any = (d_y.contiguous(), x, time, a, inner_time, d_x)
         runs: Any = zip(*(r.split(ctx.counts) for r in rows), strict=True)
-        by_in, by_out = [], []
+        d_curvature_in, d_curvature_out = [], []
         gradients: list[Any] = []
         for run, expert, c_e in zip(runs, by_expert(flat), ctx.curvatures, strict=True):
             d_in, d_out, d_expert = _run_backward(expert, ctx.c, c_e, *run)
-            by_in.append(d_in)
-            by_out.append(d_out)
+            d_curvature_in.append(d_in)
+            d_curvature_out.append(d_out)
             gradients += d_expert
-        return (dx, None, None, None, torch.stack(by_in), torch.stack(by_out), *gradients)
+        d_curvatures = torch.stack(d_curvature_in), torch.stack(d_curvature_out)
+        return (d_x, None, None, None, *d_curvatures, *gradients)
 
 
 def numbers(x: Tensor) -> list[float]:
@@ -143,49 +105,49 @@ def _run_backward(
     expert: Expert,
     c: float,
     c_e: float,
-    grad: Tensor,
+    d_y: Tensor,
     x: Tensor,
     time: Tensor,
     a: Tensor,
     inner_time: Tensor,
-    dx: Tensor,
+    d_x: Tensor,
 ) -> tuple[Tensor, Tensor, Expert]:
-    """Fill the rows of dx of one expert; returns the gradients of curvatures and parameters."""
+    """Fill the rows of d_x of one expert; returns the gradients of curvatures and parameters."""
     s = (c_e / c) ** 0.5
     gate, up = a.chunk(2, dim=-1)
     opened = F.silu(gate)
     h = opened * up
     # y = (W2 h + T w2 + b2) / s with T = time(h).
-    dh = _product(grad, expert.weight2, 1 / s)
-    d_inner_time = _times(grad, expert.time_weight2).div_(s)
-    d_bias2 = grad.sum(0, dtype=time.dtype) / s
-    d_weight2 = _weight_gradient(expert.weight2, grad.t(), h, 1 / s)
-    d_time_weight2 = _times(grad.t(), inner_time / s).view(-1)
-    # By 1/s: of the share of W2 h that this rank has, and of the terms that all ranks have.
-    by_s_in, by_s_out = _dot(dh, h) / -s, _dot(d_inner_time, inner_time) / -s
+    d_h = _product(d_y, expert.weight2, 1 / s)
+    d_inner_time = _times(d_y, expert.time_weight2).div_(s)
+    d_bias2 = d_y.sum(0, dtype=time.dtype) / s
+    d_weight2 = _weight_gradient(expert.weight2, d_y.t(), h, 1 / s)
+    d_time_weight2 = _times(d_y.t(), inner_time / s).view(-1)
+    # Through 1/s: of the share of W2 h that this rank has, and of the terms that all ranks have.
+    d_s_in, d_s_out = _dot(d_h, h) / -s, _dot(d_inner_time, inner_time) / -s
     if expert.bias2 is not None:
-        by_s_out = by_s_out - _dot(d_bias2, expert.bias2) / s
+        d_s_out = d_s_out - _dot(d_bias2, expert.bias2) / s
     d_square = d_inner_time.div_(inner_time).div_(2)
-    dh.addcmul_(h, 2 * d_square)
-    da = torch.empty_like(a)
-    d_gate, d_up = da.chunk(2, dim=-1)
-    torch.mul(dh, opened, out=d_up)
-    d_gate.copy_(torch.ops.aten.silu_backward(dh.mul_(up), gate))
+    d_h.addcmul_(h, 2 * d_square)
+    d_a = torch.empty_like(a)
+    d_gate, d_up = d_a.chunk(2, dim=-1)
+    torch.mul(d_h, opened, out=d_up)
+    d_gate.copy_(torch.ops.aten.silu_backward(d_h.mul_(up), gate))
     # a = s (W1 x + t w1) + b1.
-    torch.addmm(dx, da, expert.weight1, beta=0, alpha=s, out=dx)
-    d_time = _times(da, expert.time_weight1).mul_(s)
-    by_s_in = by_s_in + (_dot(dx, x) + _dot(d_time, time)) / s
-    dx.addcmul_(x, d_time / time)
-    by_c = s / (2 * c_e)
+    torch.addmm(d_x, d_a, expert.weight1, beta=0, alpha=s, out=d_x)
+    d_time = _times(d_a, expert.time_weight1).mul_(s)
+    d_s_in = d_s_in + (_dot(d_x, x) + _dot(d_time, time)) / s
+    d_x.addcmul_(x, d_time / time)
+    s_by_c = s / (2 * c_e)
     return (
-        by_s_in * by_c,
-        by_s_out * by_c + d_square.sum(),
+        d_s_in * s_by_c,
+        d_s_out * s_by_c + d_square.sum(),
         Expert(
-            weight1=_weight_gradient(expert.weight1, da.t(), x, s),
-            time_weight1=_like(_times(da.t(), time * s).view(-1), expert.time_weight1),
+            weight1=_weight_gradient(expert.weight1, d_a.t(), x, s),
+            time_weight1=_like(_times(d_a.t(), time * s).view(-1), expert.time_weight1),
             bias1=None
             if expert.bias1 is None
-            else _like(da.sum(0, dtype=time.dtype), expert.bias1),
+            else _like(d_a.sum(0, dtype=time.dtype), expert.bias1),
             weight2=d_weight2,
             time_weight2=_like(d_time_weight2, expert.time_weight2),
             bias2=None if expert.bias2 is None else _like(d_bias2, expert.bias2),
@@ -222,7 +184,7 @@ def _weight_gradient(weight: Any, a: Tensor, b: Tensor, factor: float) -> Tensor
     """
     buffer = getattr(weight, "main_grad", None)
     marked = hasattr(weight, "grad_added_to_main_grad")
-    if buffer is None or not marked or buffer.dtype != a.dtype or a.device.type != "cpu":
+    if buffer is None or not marked or buffer.dtype != a.dtype or not dispatch.on_cpu(a):
         return _product(a, b, factor)
     buffer.addmm_(a, b, alpha=factor)
     weight.grad_added_to_main_grad = True

@@ -1,7 +1,6 @@
-"""All experts of a rank in bf16 on a GPU: grouped matrix products, and Triton between them.
+"""All experts of a rank in bf16 on a GPU: one matrix product over all of them, Triton between.
 
-The function of `moe.one_by_one`, with the same formulas. One product over all experts instead of
-one each, so that small experts fill the GPU too. The kernels take the factors and time terms along.
+So small experts fill the GPU too. The kernels take the factors and time terms along.
 """
 
 from __future__ import annotations
@@ -20,13 +19,7 @@ from helm_megatron.kernels import dispatch
 from helm_megatron.kernels.experts.parameters import Expert, by_expert
 
 
-def fits(x: Tensor, expert: Expert) -> bool:
-    """Whether torch's grouped product takes these: bf16, and rows of whole 16 bytes."""
-    widths = (*expert.weight1.shape, *expert.weight2.shape)
-    return x.dtype == torch.bfloat16 and len(x) > 0 and not any(width % 8 for width in widths)
-
-
-class Groups(torch.autograd.Function):
+class Experts(torch.autograd.Function):
     """The arguments are those of `run_experts`, the experts flat."""
 
     @staticmethod
@@ -40,10 +33,10 @@ class Groups(torch.autograd.Function):
         curvature_out: Tensor,
         *flat: Tensor | None,
     ) -> Tensor:
-        kernels, experts = dispatch.kernels("experts.triton"), _stacked_vectors(flat)
+        kernels, experts = dispatch.triton("experts"), _stacked_vectors(flat)
         chunks = kernels.Chunks(counts, x.device)
         x = x.contiguous()
-        time = dispatch.kernels("norm2.triton").forward(x).add_(c).sqrt_()
+        time = dispatch.triton("norm2").forward(x).add_(c).sqrt_()
         curvature = curvature_in.float()
         scale = (curvature / c).sqrt()
         a = F.grouped_mm(x, _stacked(flat, "weight1").mT, offs=chunks.offsets)
@@ -61,38 +54,34 @@ class Groups(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Any, ...]:
         x, time, a, inner_time, curvature, *flat = ctx.saved_tensors
-        kernels, experts, chunks = (
-            dispatch.kernels("experts.triton"),
-            _stacked_vectors(flat),
-            ctx.chunks,
+        kernels, chunks, experts = dispatch.triton("experts"), ctx.chunks, _stacked_vectors(flat)
+        d_y, scale = d_y.contiguous(), (curvature / ctx.c).sqrt()
+        d_inner_time, d_vectors2 = kernels.time_term_backward(
+            chunks, d_y, inner_time, scale, experts.time_weight2
         )
-        grad, scale = grad.contiguous(), (curvature / ctx.c).sqrt()
-        by_inner_time, by_vectors2 = kernels.time_term_backward(
-            chunks, grad, inner_time, scale, experts.time_weight2
+        d_square = d_inner_time / (2 * inner_time)
+        d_h = F.grouped_mm(d_y, _stacked(flat, "weight2"), offs=chunks.offsets)
+        d_a, d_time, d_scale, d_vectors1, h = kernels.gated_backward(
+            chunks, d_h, a, time, d_square, scale, experts.time_weight1, experts.bias1
         )
-        by_square = by_inner_time / (2 * inner_time)
-        by_h = F.grouped_mm(grad, _stacked(flat, "weight2"), offs=chunks.offsets)
-        by_a, by_time, by_scale, by_vectors1, h = kernels.gated_backward(
-            chunks, by_h, a, time, by_square, scale, experts.time_weight1, experts.bias1
-        )
-        del by_h
+        del d_h
         # A whole term of the gradient of s: the time and the bias that are divided by it.
-        by_scale_out = -chunks.by_expert((by_inner_time * inner_time).view(-1)) / scale
+        d_scale_out = -chunks.by_expert((d_inner_time * inner_time).view(-1)) / scale
         if experts.bias2 is not None:
-            by_scale_out -= (by_vectors2[:, 1] * experts.bias2).sum(-1) / scale
-        by_c = scale / (2 * curvature)
-        by_weight2 = _weight_gradient(grad, h, ctx)
+            d_scale_out -= (d_vectors2[:, 1] * experts.bias2).sum(-1) / scale
+        s_by_c = scale / (2 * curvature)
+        d_weight2 = _weight_gradient(d_y, h, ctx)
         del h
-        by_weight1 = _weight_gradient(by_a, x, ctx)
-        by_x = F.grouped_mm(by_a, _stacked(flat, "weight1"), offs=chunks.offsets)
-        torch.addcmul(by_x, x, by_time / time, out=by_x)
-        gradients = zip(by_weight1, by_vectors1, by_weight2, by_vectors2, strict=True)
+        d_weight1 = _weight_gradient(d_a, x, ctx)
+        d_x = F.grouped_mm(d_a, _stacked(flat, "weight1"), offs=chunks.offsets)
+        torch.addcmul(d_x, x, d_time / time, out=d_x)
+        gradients = zip(d_weight1, d_vectors1, d_weight2, d_vectors2, strict=True)
         return (
-            *(by_x, None, None, None),
-            chunks.by_expert(by_scale) * by_c,
-            by_scale_out * by_c + chunks.by_expert(by_square.view(-1)),
+            *(d_x, None, None, None),
+            chunks.by_expert(d_scale) * s_by_c,
+            d_scale_out * s_by_c + chunks.by_expert(d_square.view(-1)),
             *(
                 None if parameter is None else part.to(parameter.dtype)
                 for expert, (w1, v1, w2, v2) in zip(by_expert(flat), gradients, strict=True)
@@ -101,9 +90,9 @@ class Groups(torch.autograd.Function):
         )
 
 
-def _weight_gradient(grad: Tensor, x: Tensor, ctx: Any) -> Tensor:
-    """grad^T x of each expert, `[experts, out, in]`."""
-    out = F.grouped_mm(grad.t(), x, offs=ctx.chunks.offsets)
+def _weight_gradient(d_out: Tensor, x: Tensor, ctx: Any) -> Tensor:
+    """d_out^T x of each expert, `[experts, out, in]`."""
+    out = F.grouped_mm(d_out.t(), x, offs=ctx.chunks.offsets)
     # On Blackwell torch leaves the product of no rows unwritten (pytorch issue 172439).
     for expert, count in enumerate(ctx.counts):
         if count == 0:

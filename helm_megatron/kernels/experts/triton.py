@@ -73,28 +73,28 @@ def gated(
 
 def gated_backward(
     chunks: Chunks,
-    grad: Tensor,
+    d_out: Tensor,
     a: Tensor,
     time: Tensor,
-    by_square: Tensor,
+    d_square: Tensor,
     scale: Tensor,
     weight: Tensor,
     bias: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    """Gradients, where h goes on to W2 h / s; grad `[n, f]` is that of h, times s.
+    """Gradients, where h goes on to W2 h / s; d_out `[n, f]` is that of h, times s.
 
     Returns those of a, of time, of s by row, of weight and bias by expert `[experts, 2, 2 f]`; and
     h / s, of which the gradient of W2 is made.
     """
     f = a.shape[1] // 2
-    by_a, h = torch.empty_like(a), torch.empty_like(grad)
-    by_row, by_column = chunks.of_columns(f, 2), chunks.of_rows(2 * f)
+    d_a, h = torch.empty_like(a), torch.empty_like(d_out)
+    row_sums, column_sums = chunks.of_columns(f, 2), chunks.of_rows(2 * f)
     _gated_backward[chunks.grid(f)](
-        grad, a, time, by_square, scale, weight, weight if bias is None else bias, by_a, h, by_row,
-        by_column, chunks.table, chunks.rows, f, bias is not None, CHUNK, ROWS, COLUMNS,
+        d_out, a, time, d_square, scale, weight, weight if bias is None else bias, d_a, h, row_sums,
+        column_sums, chunks.table, chunks.rows, f, bias is not None, CHUNK, ROWS, COLUMNS,
     )  # fmt: skip
-    by_time, by_scale = by_row.sum(1)
-    return by_a, by_time.view(-1, 1), by_scale, chunks.by_expert(by_column), h
+    d_time, d_scale = row_sums.sum(1)
+    return d_a, d_time.view(-1, 1), d_scale, chunks.by_expert(column_sums), h
 
 
 def add_time_term(
@@ -109,16 +109,16 @@ def add_time_term(
 
 
 def time_term_backward(
-    chunks: Chunks, grad: Tensor, time: Tensor, scale: Tensor, weight: Tensor
+    chunks: Chunks, d_out: Tensor, time: Tensor, scale: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Gradients of time `[n, 1]`, and of weight and bias by expert `[experts, 2, d]`."""
-    d = grad.shape[1]
-    by_time, by_column = chunks.of_columns(d, 1), chunks.of_rows(d)
+    d = d_out.shape[1]
+    row_sums, column_sums = chunks.of_columns(d, 1), chunks.of_rows(d)
     _time_term_backward[chunks.grid(d)](
-        grad, time, scale, weight, by_time, by_column, chunks.table, chunks.rows, d, CHUNK, ROWS,
-        COLUMNS,
+        d_out, time, scale, weight, row_sums, column_sums, chunks.table, chunks.rows, d, CHUNK,
+        ROWS, COLUMNS,
     )  # fmt: skip
-    return by_time.sum(1).view(-1, 1), chunks.by_expert(by_column)
+    return row_sums.sum(1).view(-1, 1), chunks.by_expert(column_sums)
 
 
 @triton.jit
@@ -164,7 +164,7 @@ def _gated(
 
 @triton.jit
 def _gated_backward(
-    grad, a, time, by_square, scale, weight, bias, by_a, h, by_row, by_column, table, rows, f,
+    d_out, a, time, d_square, scale, weight, bias, d_a, h, row_sums, column_sums, table, rows, f,
     BIAS: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     expert, first, end = _chunk(table)
@@ -177,13 +177,13 @@ def _gated_backward(
     b_gate, b_up = tl.zeros_like(w_gate), tl.zeros_like(w_gate)
     if BIAS:
         b_gate, b_up = _row(bias, place, inside), _row(bias, place + f, inside)
-    by_w_gate, by_w_up = tl.zeros_like(w_gate), tl.zeros_like(w_gate)
-    by_b_gate, by_b_up = tl.zeros_like(w_gate), tl.zeros_like(w_gate)
+    d_w_gate, d_w_up = tl.zeros_like(w_gate), tl.zeros_like(w_gate)
+    d_b_gate, d_b_up = tl.zeros_like(w_gate), tl.zeros_like(w_gate)
     for start in range(0, CHUNK, ROWS):
         row = first + start + tl.arange(0, ROWS)
         mask = (row < end)[:, None] & inside[None, :]
         t = tl.load(time + row, row < end, other=0.0)
-        q = tl.load(by_square + row, row < end, other=0.0)
+        q = tl.load(d_square + row, row < end, other=0.0)
         at = row.to(tl.int64)[:, None] * (2 * f) + column[None, :]
         # Before the factor s and the bias.
         z_gate = _row(a, at, mask) + t[:, None] * w_gate[None, :]
@@ -193,25 +193,25 @@ def _gated_backward(
         y = gate * opened * up
         half = row.to(tl.int64)[:, None] * f + column[None, :]
         tl.store(h + half, (y / s).to(h.dtype.element_ty), mask)
-        through = _row(grad, half, mask) / s
-        by_y = tl.where(mask, through + 2 * y * q[:, None], 0.0)
-        by_gate = by_y * up * opened * (1.0 + gate * (1.0 - opened))
-        by_up = by_y * gate * opened
-        tl.store(by_a + at, (s * by_gate).to(by_a.dtype.element_ty), mask)
-        tl.store(by_a + at + f, (s * by_up).to(by_a.dtype.element_ty), mask)
-        by_t = s * tl.sum(by_gate * w_gate[None, :] + by_up * w_up[None, :], 1)
-        by_s = tl.sum(by_gate * z_gate + by_up * z_up - tl.where(mask, through * y / s, 0.0), 1)
-        tl.store(by_row + block * rows + row, by_t, row < end)
-        tl.store(by_row + (tl.num_programs(1) + block) * rows + row, by_s, row < end)
-        by_w_gate += s * tl.sum(by_gate * t[:, None], 0)
-        by_w_up += s * tl.sum(by_up * t[:, None], 0)
-        by_b_gate += tl.sum(by_gate, 0)
-        by_b_up += tl.sum(by_up, 0)
-    to = by_column + tl.program_id(0).to(tl.int64) * (4 * f) + column
-    tl.store(to, by_w_gate, inside)
-    tl.store(to + f, by_w_up, inside)
-    tl.store(to + 2 * f, by_b_gate, inside)
-    tl.store(to + 3 * f, by_b_up, inside)
+        through = _row(d_out, half, mask) / s
+        d_y = tl.where(mask, through + 2 * y * q[:, None], 0.0)
+        d_gate = d_y * up * opened * (1.0 + gate * (1.0 - opened))
+        d_up = d_y * gate * opened
+        tl.store(d_a + at, (s * d_gate).to(d_a.dtype.element_ty), mask)
+        tl.store(d_a + at + f, (s * d_up).to(d_a.dtype.element_ty), mask)
+        d_t = s * tl.sum(d_gate * w_gate[None, :] + d_up * w_up[None, :], 1)
+        d_s = tl.sum(d_gate * z_gate + d_up * z_up - tl.where(mask, through * y / s, 0.0), 1)
+        tl.store(row_sums + block * rows + row, d_t, row < end)
+        tl.store(row_sums + (tl.num_programs(1) + block) * rows + row, d_s, row < end)
+        d_w_gate += s * tl.sum(d_gate * t[:, None], 0)
+        d_w_up += s * tl.sum(d_up * t[:, None], 0)
+        d_b_gate += tl.sum(d_gate, 0)
+        d_b_up += tl.sum(d_up, 0)
+    to = column_sums + tl.program_id(0).to(tl.int64) * (4 * f) + column
+    tl.store(to, d_w_gate, inside)
+    tl.store(to + f, d_w_up, inside)
+    tl.store(to + 2 * f, d_b_gate, inside)
+    tl.store(to + 3 * f, d_b_up, inside)
 
 
 @triton.jit
@@ -238,7 +238,7 @@ def _add_time_term(
 
 @triton.jit
 def _time_term_backward(
-    grad, time, scale, weight, by_time, by_column, table, rows, d, CHUNK: tl.constexpr,
+    d_out, time, scale, weight, row_sums, column_sums, table, rows, d, CHUNK: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     expert, first, end = _chunk(table)
@@ -247,15 +247,15 @@ def _time_term_backward(
     inside = column < d
     s = tl.load(scale + expert)
     w = _row(weight, expert * d + column, inside)
-    by_w, by_b = tl.zeros_like(w), tl.zeros_like(w)
+    d_w, d_b = tl.zeros_like(w), tl.zeros_like(w)
     for start in range(0, CHUNK, ROWS):
         row = first + start + tl.arange(0, ROWS)
         mask = (row < end)[:, None] & inside[None, :]
         t = tl.load(time + row, row < end, other=0.0)
-        g = _row(grad, row.to(tl.int64)[:, None] * d + column[None, :], mask) / s
-        tl.store(by_time + block * rows + row, tl.sum(g * w[None, :], 1), row < end)
-        by_w += tl.sum(g * t[:, None], 0)
-        by_b += tl.sum(g, 0)
-    to = by_column + tl.program_id(0).to(tl.int64) * (2 * d) + column
-    tl.store(to, by_w, inside)
-    tl.store(to + d, by_b, inside)
+        d_o = _row(d_out, row.to(tl.int64)[:, None] * d + column[None, :], mask) / s
+        tl.store(row_sums + block * rows + row, tl.sum(d_o * w[None, :], 1), row < end)
+        d_w += tl.sum(d_o * t[:, None], 0)
+        d_b += tl.sum(d_o, 0)
+    to = column_sums + tl.program_id(0).to(tl.int64) * (2 * d) + column
+    tl.store(to, d_w, inside)
+    tl.store(to + d, d_b, inside)

@@ -1,4 +1,8 @@
-"""Triton kernels of `gated`: y is read once and h written; the sum is never stored."""
+"""Triton kernels of `linear_tail`.
+
+Of `add_time_term` one pass over y, and one over its gradient. `gated` reads y once and writes h;
+the sum is never stored.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +20,54 @@ from helm_megatron.kernels.common.rows import (
 )
 
 
-def forward(y: Tensor, time: Tensor, time_weight: Tensor, bias: Tensor | None) -> Tensor:
+def add_time_term_(y: Tensor, time: Tensor, time_weight: Tensor, bias: Tensor | None) -> None:
+    """y `[.., out]` += time `[.., 1]` * time_weight `[out]` + bias `[out]`, summed in fp32."""
+    matrix = rows_of(y)
+    rows, columns = matrix.shape
+    if rows:
+        _add_time_term[tiles(rows, columns)](
+            matrix,
+            time.contiguous(),
+            time_weight,
+            time_weight if bias is None else bias,
+            rows,
+            columns,
+            bias is not None,
+            BLOCK_ROWS,
+            BLOCK_COLUMNS,
+        )
+    if matrix.data_ptr() != y.data_ptr():
+        y.copy_(matrix.view(y.shape))
+
+
+def time_term_backward(
+    d_out: Tensor, time: Tensor, time_weight: Tensor, needed: tuple[bool, ...]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of time, time weight and bias, where needed, given that of their sum."""
+    matrix = rows_of(d_out)
+    sums = PartialSums(d_out, *matrix.shape)
+    if matrix.numel():
+        _time_term_backward[sums.grid](
+            matrix,
+            time.contiguous(),
+            time_weight,
+            sums.of_rows,
+            sums.of_columns,
+            *matrix.shape,
+            sums.rows_per_group,
+            BLOCK_ROWS,
+            BLOCK_COLUMNS,
+        )
+    return sums.gradients(time, time_weight, needed)
+
+
+def gated(y: Tensor, time: Tensor, time_weight: Tensor, bias: Tensor | None) -> Tensor:
     """h `[.., f]` of y `[.., 2 f]`."""
     matrix = rows_of(y)
     rows, f = matrix.shape[0], matrix.shape[1] // 2
     out = torch.empty((*y.shape[:-1], f), dtype=y.dtype, device=y.device)
     if rows:
-        _forward[tiles(rows, f)](
+        _gated[tiles(rows, f)](
             matrix,
             time.contiguous(),
             time_weight,
@@ -37,8 +82,8 @@ def forward(y: Tensor, time: Tensor, time_weight: Tensor, bias: Tensor | None) -
     return out
 
 
-def backward(
-    grad: Tensor,
+def gated_backward(
+    d_out: Tensor,
     y: Tensor,
     time: Tensor,
     time_weight: Tensor,
@@ -48,16 +93,16 @@ def backward(
     """Gradients of y, and where needed of time, time weight and bias."""
     matrix = rows_of(y)
     rows, f = matrix.shape[0], matrix.shape[1] // 2
-    by_y = torch.empty_like(matrix)
+    d_y = torch.empty_like(matrix)
     sums = PartialSums(y, rows, f, halves=2)
     if rows:
-        _backward[sums.grid](
-            rows_of(grad),
+        _gated_backward[sums.grid](
+            rows_of(d_out),
             matrix,
             time.contiguous(),
             time_weight,
             time_weight if bias is None else bias,
-            by_y,
+            d_y,
             sums.of_rows,
             sums.of_columns,
             rows,
@@ -67,7 +112,50 @@ def backward(
             BLOCK_ROWS,
             BLOCK_COLUMNS,
         )
-    return by_y.view(y.shape), *sums.gradients(time, time_weight, needed)
+    return d_y.view(y.shape), *sums.gradients(time, time_weight, needed)
+
+
+@triton.jit
+def _add_time_term(
+    y, time, weight, bias, rows, columns, BIAS: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    mask = (row < rows)[:, None] & (column < columns)[None, :]
+    place = y + row[:, None] * columns + column[None, :]
+    t = tl.load(time + row, row < rows, other=0.0).to(tl.float32)
+    w = tl.load(weight + column, column < columns, other=0.0).to(tl.float32)
+    out = tl.load(place, mask, other=0.0).to(tl.float32) + t[:, None] * w[None, :]
+    if BIAS:
+        out += tl.load(bias + column, column < columns, other=0.0).to(tl.float32)[None, :]
+    tl.store(place, out.to(y.dtype.element_ty), mask)
+
+
+@triton.jit
+def _time_term_backward(
+    d_out, time, weight, of_rows, of_columns, rows, columns, rows_per_group, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):  # fmt: skip
+    group, block = tl.program_id(0), tl.program_id(1)
+    column = block * COLUMNS + tl.arange(0, COLUMNS)
+    inside = column < columns
+    w = tl.load(weight + column, inside, other=0.0).to(tl.float32)
+    d_weight = tl.zeros([COLUMNS], tl.float32)
+    d_bias = tl.zeros([COLUMNS], tl.float32)
+    first = group.to(tl.int64) * rows_per_group
+    for start in range(0, rows_per_group, ROWS):
+        row = first + start + tl.arange(0, ROWS)
+        mask = (row < rows)[:, None] & inside[None, :]
+        d_o = tl.load(d_out + row[:, None] * columns + column[None, :], mask, other=0.0)
+        d_o = d_o.to(tl.float32)
+        t = tl.load(time + row, row < rows, other=0.0).to(tl.float32)
+        tl.store(of_rows + block * rows + row, tl.sum(d_o * w[None, :], 1), row < rows)
+        d_weight += tl.sum(d_o * t[:, None], 0)
+        d_bias += tl.sum(d_o, 0)
+    place = of_columns + group * columns + column
+    tl.store(place, d_weight, inside)
+    tl.store(place + tl.num_programs(0) * columns, d_bias, inside)
 
 
 @triton.jit
@@ -81,7 +169,7 @@ def _half(y, place, mask, t, weight, bias, column, inside, BIAS: tl.constexpr):
 
 
 @triton.jit
-def _forward(
+def _gated(
     y, time, weight, bias, out, rows, f, BIAS: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -98,17 +186,17 @@ def _forward(
 
 
 @triton.jit
-def _backward(
-    grad, y, time, weight, bias, by_y, of_rows, of_columns, rows, f, rows_per_group,
+def _gated_backward(
+    d_out, y, time, weight, bias, d_y, of_rows, of_columns, rows, f, rows_per_group,
     BIAS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     group, block = tl.program_id(0), tl.program_id(1)
     column = block * COLUMNS + tl.arange(0, COLUMNS)
     inside = column < f
-    weight_gate = tl.zeros([COLUMNS], tl.float32)
-    weight_up = tl.zeros([COLUMNS], tl.float32)
-    bias_gate = tl.zeros([COLUMNS], tl.float32)
-    bias_up = tl.zeros([COLUMNS], tl.float32)
+    d_weight_gate = tl.zeros([COLUMNS], tl.float32)
+    d_weight_up = tl.zeros([COLUMNS], tl.float32)
+    d_bias_gate = tl.zeros([COLUMNS], tl.float32)
+    d_bias_up = tl.zeros([COLUMNS], tl.float32)
     first = group.to(tl.int64) * rows_per_group
     for start in range(0, rows_per_group, ROWS):
         row = first + start + tl.arange(0, ROWS)
@@ -117,21 +205,21 @@ def _backward(
         place = row[:, None] * (2 * f) + column[None, :]
         gate, w_gate = _half(y, place, mask, t, weight, bias, column, inside, BIAS)
         up, w_up = _half(y, place + f, mask, t, weight, bias, column + f, inside, BIAS)
-        g = tl.load(grad + row[:, None] * f + column[None, :], mask, other=0.0).to(tl.float32)
+        d_h = tl.load(d_out + row[:, None] * f + column[None, :], mask, other=0.0).to(tl.float32)
         s = tl.sigmoid(gate)
-        by_gate = g * up * s * (1.0 + gate * (1.0 - s))
-        by_up = g * gate * s
-        tl.store(by_y + place, by_gate.to(by_y.dtype.element_ty), mask)
-        tl.store(by_y + place + f, by_up.to(by_y.dtype.element_ty), mask)
-        by_time = tl.sum(by_gate * w_gate[None, :] + by_up * w_up[None, :], 1)
-        tl.store(of_rows + block * rows + row, by_time, row < rows)
-        weight_gate += tl.sum(by_gate * t[:, None], 0)
-        weight_up += tl.sum(by_up * t[:, None], 0)
-        bias_gate += tl.sum(by_gate, 0)
-        bias_up += tl.sum(by_up, 0)
+        d_gate = d_h * up * s * (1.0 + gate * (1.0 - s))
+        d_up = d_h * gate * s
+        tl.store(d_y + place, d_gate.to(d_y.dtype.element_ty), mask)
+        tl.store(d_y + place + f, d_up.to(d_y.dtype.element_ty), mask)
+        d_time = tl.sum(d_gate * w_gate[None, :] + d_up * w_up[None, :], 1)
+        tl.store(of_rows + block * rows + row, d_time, row < rows)
+        d_weight_gate += tl.sum(d_gate * t[:, None], 0)
+        d_weight_up += tl.sum(d_up * t[:, None], 0)
+        d_bias_gate += tl.sum(d_gate, 0)
+        d_bias_up += tl.sum(d_up, 0)
     place = of_columns + group * (2 * f) + column
-    tl.store(place, weight_gate, inside)
-    tl.store(place + f, weight_up, inside)
+    tl.store(place, d_weight_gate, inside)
+    tl.store(place + f, d_weight_up, inside)
     place += tl.num_programs(0) * (2 * f)
-    tl.store(place, bias_gate, inside)
-    tl.store(place + f, bias_up, inside)
+    tl.store(place, d_bias_gate, inside)
+    tl.store(place + f, d_bias_up, inside)

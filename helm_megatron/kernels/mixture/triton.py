@@ -16,29 +16,29 @@ EPS: tl.constexpr = tl.constexpr(plain.EPS)
 
 def forward(
     rows: Tensor, weights: Tensor, slots: Tensor, shared: Tensor | None, c: float
-) -> Tensor:
-    """Points `[tokens, d]`."""
+) -> tuple[Tensor]:
+    """Points `[tokens, d]`; nothing is kept for the backward pass."""
     rows, slots = rows.contiguous(), slots.contiguous()
     out = rows.new_empty(len(slots), rows.shape[1])
     if len(slots):
         inputs = rows, weights, slots, rows if shared is None else shared.contiguous()
         _forward[(len(slots),)](*inputs, out, c, **_shape(rows, slots, shared))
-    return out
+    return (out,)
 
 
 def backward(
-    grad: Tensor, rows: Tensor, weights: Tensor, slots: Tensor, shared: Tensor | None, c: float
+    d_out: Tensor, rows: Tensor, weights: Tensor, slots: Tensor, shared: Tensor | None, c: float
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Gradients of rows, weights and shared points."""
     rows, slots = rows.contiguous(), slots.contiguous()
-    by_rows, by_weights = torch.empty_like(rows), torch.empty_like(weights)
-    by_shared = rows.new_empty(grad.shape) if shared is not None else None
+    d_rows, d_weights = torch.empty_like(rows), torch.empty_like(weights)
+    d_shared = rows.new_empty(d_out.shape) if shared is not None else None
     if len(slots):
         inputs = rows, weights, slots, rows if shared is None else shared.contiguous()
-        outputs = by_rows, by_weights, rows if by_shared is None else by_shared
+        outputs = d_rows, d_weights, rows if d_shared is None else d_shared
         shape = _shape(rows, slots, shared)
-        _backward[(len(slots),)](*inputs, grad.contiguous(), *outputs, c, **shape)
-    return by_rows, by_weights, by_shared
+        _backward[(len(slots),)](*inputs, d_out.contiguous(), *outputs, c, **shape)
+    return d_rows, d_weights, d_shared
 
 
 def _shape(rows: Tensor, slots: Tensor, shared: Tensor | None) -> dict[str, Any]:
@@ -91,30 +91,30 @@ def _forward(
 
 @triton.jit
 def _backward(
-    rows, weights, slots, shared, grad, by_rows, by_weights, by_shared, c, d, K: tl.constexpr,
+    rows, weights, slots, shared, d_out, d_rows, d_weights, d_shared, c, d, K: tl.constexpr,
     SHARED: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     token, column = tl.program_id(0), tl.arange(0, WIDTH)
     inside = column < d
     space, time, norm2 = _sum(rows, weights, slots, shared, token, column, d, c, K, SHARED)
-    g = _load(grad, token, column, d)
+    d_o = _load(d_out, token, column, d)
     clamped = tl.abs(norm2) < EPS
     factor = tl.sqrt(c / tl.maximum(tl.abs(norm2), EPS))
-    k = tl.where(clamped, 0.0, tl.sum(g * space, 0) * factor / tl.where(clamped, 1.0, norm2))
-    by_space = factor * g + k * space
-    by_time = -k * time
+    k = tl.where(clamped, 0.0, tl.sum(d_o * space, 0) * factor / tl.where(clamped, 1.0, norm2))
+    d_space = factor * d_o + k * space
+    d_time = -k * time
     if SHARED:
         y = _load(shared, token, column, d)
-        by_y = by_space + by_time / tl.sqrt(tl.sum(y * y, 0) + c) * y
+        d_y = d_space + d_time / tl.sqrt(tl.sum(y * y, 0) + c) * y
         place = token.to(tl.int64) * d + column
-        tl.store(by_shared + place, by_y.to(by_shared.dtype.element_ty), inside)
+        tl.store(d_shared + place, d_y.to(d_shared.dtype.element_ty), inside)
     for j in range(K):
         slot = tl.load(slots + token.to(tl.int64) * K + j)
         y = _load(rows, slot, column, d)
         w = tl.load(weights + slot).to(tl.float32)
         t = tl.sqrt(tl.sum(y * y, 0) + c)
-        by_y = w * (by_space + by_time / t * y)
+        d_y = w * (d_space + d_time / t * y)
         place = slot.to(tl.int64) * d + column
-        tl.store(by_rows + place, by_y.to(by_rows.dtype.element_ty), inside)
-        by_w = tl.sum(by_space * y, 0) + by_time * t
-        tl.store(by_weights + slot, by_w.to(by_weights.dtype.element_ty))
+        tl.store(d_rows + place, d_y.to(d_rows.dtype.element_ty), inside)
+        d_w = tl.sum(d_space * y, 0) + d_time * t
+        tl.store(d_weights + slot, d_w.to(d_weights.dtype.element_ty))

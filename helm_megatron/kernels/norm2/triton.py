@@ -21,16 +21,16 @@ def forward(x: Tensor) -> Tensor:
     return out
 
 
-def backward(x: Tensor, grad: Tensor) -> Tensor:
-    """2 x grad, in x's dtype."""
+def backward(d_out: Tensor, x: Tensor) -> Tensor:
+    """2 x d_out, in x's dtype."""
     matrix = rows_of(x)
     rows, d = matrix.shape
-    out = torch.empty_like(matrix)
+    d_x = torch.empty_like(matrix)
     if rows:
         _backward[tiles(rows, d)](
-            matrix, grad.contiguous(), out, rows, d, BLOCK_ROWS, BLOCK_COLUMNS
+            matrix, d_out.contiguous(), d_x, rows, d, BLOCK_ROWS, BLOCK_COLUMNS
         )
-    return out.view(x.shape)
+    return d_x.view(x.shape)
 
 
 @triton.jit
@@ -46,11 +46,11 @@ def _forward(x, out, rows, d, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def _backward(x, grad, out, rows, d, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _backward(x, d_out, d_x, rows, d, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     mask = (row < rows)[:, None] & (column < d)[None, :]
     place = row[:, None] * d + column[None, :]
-    factor = 2.0 * tl.load(grad + row, row < rows, other=0.0)
+    factor = 2.0 * tl.load(d_out + row, row < rows, other=0.0)
     value = tl.load(x + place, mask, other=0.0).to(tl.float32) * factor[:, None]
-    tl.store(out + place, value.to(out.dtype.element_ty), mask)
+    tl.store(d_x + place, value.to(d_x.dtype.element_ty), mask)

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from helm_megatron.kernels.points.op import Scalars
+from helm_megatron.kernels.points.rule import Rule
 
 _SOURCE = Path(__file__).with_name("points.c")
 # Sums may be reordered, so that they can use vector instructions; NaN and infinity stay what they
@@ -29,7 +29,7 @@ _FLAGS = (
 _ENTRIES_PER_THREAD = 1 << 18
 
 
-class _Rule(ctypes.Structure):
+class _Scalars(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_double) for name in ("rate", "beta1", "beta2", "eps", "correction")),
         *((name, ctypes.c_double) for name in ("c", "min_norm", "rest")),
@@ -62,7 +62,7 @@ def is_available() -> bool:
 
 
 def to_frame_(x: Tensor, grad: Tensor, c: float) -> Tensor:
-    """As `optim.rows.to_frame_`, of contiguous fp32 tables."""
+    """As `points.op.to_frame_`, of contiguous fp32 tables."""
     n, d = x.shape
     touched = torch.empty(n, dtype=torch.bool)
 
@@ -74,11 +74,11 @@ def to_frame_(x: Tensor, grad: Tensor, c: float) -> Tensor:
     return touched
 
 
-def step_(tables: Sequence[Tensor], touched: Tensor, scalars: Scalars) -> None:
-    """As `optim.rows.step_`, of contiguous fp32 tables but for the moments."""
+def step_(tables: Sequence[Tensor], touched: Tensor, rule: Rule) -> None:
+    """As `points.op.step_`, of contiguous fp32 tables but for the moments."""
     x, grad, momentum, second, *highest = tables
     n, d = x.shape
-    rule = _Rule(*astuple(scalars))
+    scalars = _Scalars(*astuple(rule.scalars()))
 
     def work(first: int, count: int) -> None:
         rows = (_row(table, first) for table in (x, grad, momentum))
@@ -86,7 +86,7 @@ def step_(tables: Sequence[Tensor], touched: Tensor, scalars: Scalars) -> None:
         moments += [(None, _int(0))] * (2 - len(moments))  # type: ignore[list-item]
         flat = (value for pair in moments for value in pair)
         _library().step(  # type: ignore[union-attr]
-            _int(count), _int(d), ctypes.byref(rule), *rows, *flat, _row(touched, first)
+            _int(count), _int(d), ctypes.byref(scalars), *rows, *flat, _row(touched, first)
         )
 
     _in_threads(work, n, d)

@@ -1,59 +1,42 @@
-"""A step of Riemannian Adam on rows, fused: which code does it, and what it takes.
+"""A step of Riemannian Adam on rows: tables `[rows, d]` of space coordinates of points of L_c.
 
-Every implementation is a module with `to_frame_(x, grad, c)` and `step_(tables, touched, scalars)`,
-which do what their plain twins in `optim.rows` do, for fp32 tables `[rows, d]`.
+A gradient is kept "in the frame": multiplied by the inverse root of the metric, I - x x^T / x_t^2,
+it has as its ordinary norm the Riemannian norm of the gradient, so whatever clips ordinary
+gradients clips this one rightly. Multiplying once more gives the Riemannian gradient.
+
+Gradients here are an optimizer's, and have the names that they have there.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib.util import find_spec
-from types import ModuleType
 
-import torch
 from torch import Tensor
 
+from helm_megatron.kernels import dispatch
+from helm_megatron.kernels.points.rule import Rule
 
-@dataclass(frozen=True)
-class Scalars:
-    """What all rows have in common in a step.
 
-    rate: learning rate, divided by the bias correction of the momentum.
-    beta1, beta2, eps: as Adam's.
-    correction: bias correction of the second moment.
-    c: curvature parameter.
-    min_norm: lower bound on the norm inside the exponential map.
-    rest: a row rests where the square of its momentum is at most this share of the second moment.
-    retraction: straight in the space chart instead of along the geodesic.
+def to_frame_(x: Tensor, grad: Tensor, c: float) -> Tensor:
+    """Turn the gradient of space coordinates into that in the frame at x, in grad's place.
+
+    Returns which rows have one, `[rows]`.
     """
-
-    rate: float
-    beta1: float
-    beta2: float
-    eps: float
-    correction: float
-    c: float
-    min_norm: float
-    rest: float
-    retraction: bool
+    return dispatch.for_points([x, grad]).to_frame_(x, grad, c)
 
 
-def implementation(tables: Sequence[Tensor]) -> ModuleType | None:
-    """The module for these tables; None if only the plain twins will do.
+def step_(tables: Sequence[Tensor], touched: Tensor, rule: Rule) -> None:
+    """Take one step of points, in place.
 
-    fp32 tables on CUDA go to Triton where it is installed, those on the CPU to C where there is a
-    compiler. Points, gradients and momenta, the first three, must be contiguous.
+    Args:
+        tables: x, gradient in the frame, momentum, all `[rows, d]`; the second moment, one number a
+            row, in the first column of a table of any width; and, to divide by it instead
+            (AMSGrad), the highest so far, likewise. All but the gradient change.
+        touched: as `to_frame_` returned it.
+        rule: the hyperparameters.
+
+    A row that had no gradient for so long that its momentum moves it by less than 1e-7 of the
+    learning rate is laid to rest: without momentum it costs nothing until it is touched again. Its
+    second moment, which goes on to fade, is negative for a mark.
     """
-    if not all(table.dtype == torch.float32 for table in tables):
-        return None
-    if not all(table.is_contiguous() for table in tables[:3]):
-        return None
-    device = tables[0].device.type
-    if device == "cuda" and find_spec("triton"):
-        return importlib.import_module("helm_megatron.kernels.points.triton")
-    if device == "cpu":
-        compiled = importlib.import_module("helm_megatron.kernels.points.cpu")
-        return compiled if compiled.is_available() else None
-    return None
+    dispatch.for_points(tables).step_(tables, touched, rule)

@@ -1,58 +1,28 @@
-"""Riemannian Adam on rows: tables `[rows, d]` of space coordinates of points of L_c.
-
-A gradient is kept "in the frame": multiplied by the inverse root of the metric, I - x x^T / x_t^2,
-it has as its ordinary norm the Riemannian norm of the gradient, so whatever clips ordinary
-gradients clips this one rightly. Multiplying once more gives the Riemannian gradient.
+"""Riemannian Adam on rows in plain torch.
 
 All that one step does to a row are six inner products and two sums, x' = a x + b m for the point
 and m' = e m + f x for the momentum, since the step, the geodesic and the transported momentum lie
-in the plane of x and m. fp32 rows take this step in one go where `kernels.points` has code for it;
-what is here is for all others, and what that is tested against.
+in the plane of x and m.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from helm_megatron.geometry import lorentz
-from helm_megatron.kernels.points import op as points
+from helm_megatron.kernels import dispatch
+from helm_megatron.kernels.points.rule import Rule
 
 # Rows are worked off in portions of so many entries, which a core's cache holds.
 _CPU_PORTION = 1 << 16
-# The square of the part of its learning rate that the momentum of a row at rest would move it.
-_REST = float(torch.finfo(torch.float32).eps) ** 2
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One step's hyperparameters; `step` counts from 1, `c` is the curvature parameter.
-
-    `retraction`: move to x + u in the space chart instead of along the geodesic. `min_norm` bounds
-    the norm inside the exponential map from below.
-    """
-
-    lr: float | Tensor
-    beta1: float
-    beta2: float
-    eps: float
-    step: int
-    c: float
-    retraction: bool = False
-    min_norm: float = 0.0
 
 
 def to_frame_(x: Tensor, grad: Tensor, c: float) -> Tensor:
-    """Turn the gradient by space coordinates into that in the frame at x, in place.
-
-    Returns which rows have one, `[rows]`.
-    """
-    if fused := points.implementation([x, grad]):
-        return fused.to_frame_(x, grad, c)
+    """grad `[rows, d]` times (I + x x^T / c)^(1/2) in place; returns which rows have one."""
 
     def work(x: Tensor, grad: Tensor) -> None:
         grad.addcmul_(x, _root(_dot(x, x), c) * _dot(x, grad))
@@ -63,21 +33,7 @@ def to_frame_(x: Tensor, grad: Tensor, c: float) -> Tensor:
 
 
 def step_(tables: Sequence[Tensor], touched: Tensor, rule: Rule) -> None:
-    """Take one step of points, in place.
-
-    Args:
-        tables: x, gradient in the frame, momentum, all `[rows, d]`; the second moment, one number a
-            row, in the first column of a table of any width; and, to divide by it instead
-            (AMSGrad), the highest so far, likewise. All but the gradient change.
-        touched: as `to_frame_` returned it.
-
-    A row that had no gradient for so long that its momentum moves it by less than 1e-7 of the
-    learning rate is laid to rest: without momentum it costs nothing until it is touched again. Its
-    second moment, which goes on to fade, is negative for a mark.
-    """
-    if fused := points.implementation(tables):
-        fused.step_(tables, touched, _scalars(rule))
-        return
+    """As `points.op.step_`."""
     x, grad, momentum, *moments = tables
     moments = [moment[:, :1] for moment in moments]
     second = moments[0]
@@ -85,20 +41,6 @@ def step_(tables: Sequence[Tensor], touched: Tensor, rule: Rule) -> None:
     busy = touched | ~(second <= 0).squeeze(-1) | (rule.min_norm > 0)
     second.mul_(torch.where(busy.unsqueeze(-1), 1.0, rule.beta2))
     _each_busy(busy, functools.partial(_step_rows, rule), [x, grad, momentum, *moments])
-
-
-def _scalars(rule: Rule) -> points.Scalars:
-    return points.Scalars(
-        rate=float(rule.lr) / (1 - rule.beta1**rule.step),
-        beta1=rule.beta1,
-        beta2=rule.beta2,
-        eps=rule.eps,
-        correction=1 - rule.beta2**rule.step,
-        c=rule.c,
-        min_norm=rule.min_norm,
-        rest=_REST,
-        retraction=rule.retraction,
-    )
 
 
 def _step_rows(
@@ -116,7 +58,7 @@ def _step_rows(
     rate = rule.lr / (1 - beta1**rule.step)
     rate = rate / ((bound / (1 - beta2**rule.step)).sqrt() + rule.eps)
     a, b, e, f = (_straight if rule.retraction else _geodesic)(xx, xm, mm, rate, rule)
-    still = mm <= _REST * v
+    still = mm <= rule.rest * v
     if rule.min_norm:
         still = torch.zeros_like(still)
     second.copy_(torch.where(still, -v, v))
@@ -180,4 +122,4 @@ def _each_busy(busy: Tensor, work: Callable[..., None], tables: Sequence[Tensor]
 def _portions(rows: Tensor, table: Tensor) -> Sequence[Tensor]:
     """`rows`, one for each row of the table or for some, split for the device of the table."""
     size = max(1, _CPU_PORTION // max(table.shape[-1], 1))
-    return rows.split(size) if table.device.type == "cpu" and len(rows) else (rows,)
+    return rows.split(size) if dispatch.on_cpu(table) and len(rows) else (rows,)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from helm_megatron.kernels.points.op import Scalars
+from helm_megatron.kernels.points.rule import Rule
 
 
 @triton.jit
@@ -106,7 +106,7 @@ def _step(
 
 
 def to_frame_(x: Tensor, grad: Tensor, c: float) -> Tensor:
-    """As `optim.rows.to_frame_`, of contiguous fp32 tables; the host waits for nothing."""
+    """As `points.op.to_frame_`, of contiguous fp32 tables; the host waits for nothing."""
     n, d = x.shape
     touched = torch.empty(n, dtype=torch.bool, device=x.device)
     if n:
@@ -114,13 +114,14 @@ def to_frame_(x: Tensor, grad: Tensor, c: float) -> Tensor:
     return touched
 
 
-def step_(tables: Sequence[Tensor], touched: Tensor, scalars: Scalars) -> None:
-    """As `optim.rows.step_`, of contiguous fp32 tables but for the moments."""
+def step_(tables: Sequence[Tensor], touched: Tensor, rule: Rule) -> None:
+    """As `points.op.step_`, of contiguous fp32 tables but for the moments."""
     x, grad, momentum, second, *rest_of_tables = tables
     n, d = x.shape
     if n == 0:
         return
     highest = rest_of_tables[0] if rest_of_tables else second
+    scalars = rule.scalars()
     _step[(n,)](
         *(x, grad, momentum, second, second.stride(0), highest, highest.stride(0)),
         *(touched.view(torch.int8), d, scalars.rate, scalars.beta1, 1 - scalars.beta1),

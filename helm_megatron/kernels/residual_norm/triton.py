@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from helm_megatron.geometry.lorentz import Scalar
+from helm_megatron.geometry.lorentz import RESIDUAL_EPS, Scalar
 from helm_megatron.kernels.common.arithmetic import rounded
 from helm_megatron.kernels.common.rows import rows_of
 from helm_megatron.kernels.residual.triton import block, combined, factors, gradients
@@ -26,55 +26,52 @@ def forward(
     c_x: float,
     norm_weight: Tensor,
     norm_eps: float,
-    eps: float,
 ) -> tuple[Tensor, ...]:
     """out and its norm `[.., d]`; of every token both times, <x,f> and 1/rms, `[.., 1]` in fp32."""
     points = rows_of(x)
     rows, d = points.shape
-    # No views: Megatron would wrap them in new tensors.
     out, normed = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for _ in range(2))
     tokens = torch.empty((4, *x.shape[:-1], 1), dtype=torch.float32, device=x.device)
     if rows:
         learned = isinstance(scale, Tensor)
         _forward[(rows,)](
             points, rows_of(f), weight, scale, norm_weight, out, normed, tokens, rows, d, c, c_x,
-            norm_eps, eps, learned, **block(d),
+            norm_eps, RESIDUAL_EPS, learned, **block(d),
         )  # fmt: skip
     return out, normed, *tokens
 
 
 def backward(
-    by_out: Tensor,
+    d_out: Tensor,
+    d_normed: Tensor,
     x: Tensor,
     f: Tensor,
     weight: Tensor,
     scale: Scalar,
+    c: float,
+    c_x: float,
+    norm_weight: Tensor,
     x_t: Tensor,
     f_t: Tensor,
     inner: Tensor,
-    c: float,
-    c_x: float,
-    by_normed: Tensor,
-    norm_weight: Tensor,
     rstd: Tensor,
-    eps: float,
 ) -> tuple[Tensor, ...]:
     """Gradients of x, f, the weight, the scale's logarithm and the norm's weight."""
     points = rows_of(x)
     rows, d = points.shape
-    by_x, by_f = torch.empty_like(points), torch.empty_like(points)
+    d_x, d_f = torch.empty_like(points), torch.empty_like(points)
     sums = torch.empty((2, rows), dtype=torch.float32, device=x.device)
     rows_each = triton.cdiv(rows, MAX_PROGRAMS)
     programs = triton.cdiv(rows, rows_each) if rows else 0
-    by_norm_weight = torch.empty((programs, d), dtype=torch.float32, device=x.device)
+    d_norm_weight = torch.empty((programs, d), dtype=torch.float32, device=x.device)
     if rows:
         learned = isinstance(scale, Tensor)
         _backward[(programs,)](
-            rows_of(by_out), rows_of(by_normed), points, rows_of(f), weight, scale, norm_weight,
-            x_t, f_t, inner, rstd, by_x, by_f, by_norm_weight, sums, rows, rows_each, d, c, c_x,
-            eps, learned, **block(d),
+            rows_of(d_out), rows_of(d_normed), points, rows_of(f), weight, scale, norm_weight,
+            x_t, f_t, inner, rstd, d_x, d_f, d_norm_weight, sums, rows, rows_each, d, c, c_x,
+            RESIDUAL_EPS, learned, **block(d),
         )  # fmt: skip
-    return by_x.view(x.shape), by_f.view(f.shape), *sums.sum(1), by_norm_weight.sum(0)
+    return d_x.view(x.shape), d_f.view(f.shape), *sums.sum(1), d_norm_weight.sum(0)
 
 
 @triton.jit
@@ -101,34 +98,34 @@ def _forward(
 
 @triton.jit
 def _backward(
-    by_out, by_normed, x, f, weight, scale, norm_weight, x_time, f_time, inner_product, rms_inverse,
-    by_x, by_f, by_norm_weight, sums, rows, rows_each, d, c, c_x, eps, LEARNED: tl.constexpr,
+    d_out, d_normed, x, f, weight, scale, norm_weight, x_time, f_time, inner_product, rms_inverse,
+    d_x, d_f, d_norm_weight, sums, rows, rows_each, d, c, c_x, eps, LEARNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < d
     norm_w = tl.load(norm_weight + column, inside, other=0.0).to(tl.float32)
-    by_norm_w = tl.zeros([BLOCK], tl.float32)
+    d_norm_w = tl.zeros([BLOCK], tl.float32)
     first = program * rows_each
     for row in range(first, tl.minimum(first + rows_each, rows)):
         place = row * d + column
         x_s = tl.load(x + place, inside, other=0.0).to(tl.float32)
         f_s = tl.load(f + place, inside, other=0.0).to(tl.float32)
-        g = tl.load(by_normed + place, inside, other=0.0).to(tl.float32)
+        d_o = tl.load(d_normed + place, inside, other=0.0).to(tl.float32)
         x_t, f_t = tl.load(x_time + row), tl.load(f_time + row)
         inner, rstd = tl.load(inner_product + row), tl.load(rms_inverse + row)
         w, n, k = factors(inner, weight, scale, c, c_x, eps, LEARNED)
-        o = rounded((x_s + w * f_s) * k, by_x.dtype.element_ty).to(tl.float32) * rstd
-        by_norm_w += g * o
-        g = g * norm_w
-        g = (g - o * (tl.sum(g * o, 0) / d)) * rstd
-        g += tl.load(by_out + place, inside, other=0.0).to(tl.float32)
-        out_x, out_f, by_weight, by_log_scale = gradients(
-            g, x_s, f_s, x_t, f_t, inner, w, n, k, c, eps
+        o = rounded((x_s + w * f_s) * k, d_x.dtype.element_ty).to(tl.float32) * rstd
+        d_norm_w += d_o * o
+        d_o = d_o * norm_w
+        d_o = (d_o - o * (tl.sum(d_o * o, 0) / d)) * rstd
+        d_o += tl.load(d_out + place, inside, other=0.0).to(tl.float32)
+        d_x_s, d_f_s, d_weight, d_log_scale = gradients(
+            d_o, x_s, f_s, x_t, f_t, inner, w, n, k, c, eps
         )
-        tl.store(by_x + place, out_x.to(by_x.dtype.element_ty), inside)
-        tl.store(by_f + place, out_f.to(by_f.dtype.element_ty), inside)
-        tl.store(sums + row, by_weight)
-        tl.store(sums + rows + row, by_log_scale)
-    tl.store(by_norm_weight + program * d + column, by_norm_w, inside)
+        tl.store(d_x + place, d_x_s.to(d_x.dtype.element_ty), inside)
+        tl.store(d_f + place, d_f_s.to(d_f.dtype.element_ty), inside)
+        tl.store(sums + row, d_weight)
+        tl.store(sums + rows + row, d_log_scale)
+    tl.store(d_norm_weight + program * d + column, d_norm_w, inside)
