@@ -35,7 +35,7 @@ from megatron.core.transformer.enums import AttnBackend  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from helm_megatron.config import HelmSettings  # noqa: E402
-from helm_megatron.geometry.attention import lorentz_attention  # noqa: E402
+from helm_megatron.kernels.flash.plain import lorentz_attention  # noqa: E402
 from helm_megatron.layers.attention import LorentzAttention  # noqa: E402
 from helm_megatron.layers.dot_product import DotProductAttention  # noqa: E402
 

@@ -28,7 +28,7 @@ from megatron.core.tensor_parallel.mappings import all_to_all  # noqa: E402
 from megatron.core.transformer.enums import AttnBackend  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from helm_megatron.kernels.augment import augmented_width  # noqa: E402
+from helm_megatron.kernels.augment.op import augmented_width  # noqa: E402
 from helm_megatron.layers.dot_product import DotProductAttention  # noqa: E402
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -12,8 +12,8 @@ import time
 import torch
 from measure import add_output, report
 
+from helm_megatron.kernels.points import op as rows
 from helm_megatron.megatron_patches.cpu.adam import FusedAdam
-from helm_megatron.optim import rows
 
 WARM_UP = 5
 

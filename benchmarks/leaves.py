@@ -123,7 +123,10 @@ def _residual(layer: Any, x: Tensor) -> Leaf:
 
     def function(f_with_bias: tuple, x: Tensor, dropout: float) -> Tensor:
         out = join(f_with_bias, x, dropout)
-        return norm(out) + out
+        normed = norm(out)
+        # A norm may return what it was given, finished, with its own result.
+        normed, out = normed if isinstance(normed, tuple) else (normed, out)
+        return normed + out
 
     owners = [norm, getattr(layer, "self_attn_bda", None)]
     weights = [p for m in owners if isinstance(m, torch.nn.Module) for p in m.parameters()]

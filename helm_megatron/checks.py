@@ -165,8 +165,9 @@ def _attention_rules(args: argparse.Namespace) -> Rules:
     if backend != "flash" or args.geometry != "lorentz":
         return
     flash = f"{flag}: Lorentz flash attention"
-    missing = importlib.util.find_spec("triton") is None
-    yield missing, f"{flash} needs Triton; install the package triton, or drop the flag"
+    from helm_megatron.kernels.dispatch import TRITON_NEEDS, has_triton
+
+    yield not has_triton(), f"{flash} needs {TRITON_NEEDS}; install them, or drop the flag"
     dropout, cp = args.attention_dropout, args.context_parallel_size
     yield dropout > 0, f"{flash} has no --attention-dropout {dropout}; pass 0"
     yield cp > 1, f"{flash} has no --context-parallel-size {cp}; drop --attention-backend"

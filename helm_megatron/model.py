@@ -9,7 +9,6 @@ from megatron.core.models.gpt import GPTModel
 from helm_megatron.layers.chunked_loss import compute_in_chunks
 from helm_megatron.layers.embedding import to_hidden_curvature
 from helm_megatron.layers.head import lorentz_output_layer
-from helm_megatron.layers.residual import join_norms
 from helm_megatron.specs import block_spec
 from helm_megatron.transformer_config import HelmTransformerConfig
 
@@ -24,7 +23,6 @@ class HELMModel(GPTModel):
     def __init__(self, config: HelmTransformerConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         self._join_embedding()
-        join_norms(config, self.decoder.layers)
         if self.post_process:
             self.output_layer: Any = lorentz_output_layer(self.output_layer, config)
 

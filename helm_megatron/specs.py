@@ -44,10 +44,9 @@ from helm_megatron.layers.linear import (
 )
 from helm_megatron.layers.mlp import LorentzMLP, LorentzSharedExpert
 from helm_megatron.layers.norm import RMSNorm
-from helm_megatron.layers.residual import LorentzResidual
+from helm_megatron.layers.residual import LorentzResidual, can_join
 from helm_megatron.layers.self_attention import LorentzSelfAttention
-from helm_megatron.moe.experts import MiceExperts
-from helm_megatron.moe.grouped import GroupedMiceExperts
+from helm_megatron.moe.experts import GroupedMiceExperts, MiceExperts
 from helm_megatron.moe.layer import MiceLayer
 from helm_megatron.moe.router import MiceRouter
 from helm_megatron.transformer_config import HelmTransformerConfig
@@ -79,6 +78,8 @@ class Leaves:
     # The linear after attention; Lorentz heads carry their times into it.
     linear_proj: Any
     residual: Any
+    # That after attention, which the norm before the feed-forward may finish.
+    residual_before_norm: Any
     mlp: Any
     experts: Any
     shared_experts: Any
@@ -109,6 +110,7 @@ def lorentz_leaves(backend: Backend, config: HelmTransformerConfig) -> Leaves:
     """The hyperbolic leaves around a backend's modules."""
     column, row = lorentz_column(backend.column), lorentz_row(backend.row)
     replicated = lorentz_replicated(backend.replicated)
+    joined = backend.norm is RMSNorm and can_join(config)
     linears = MLPSubmodules(linear_fc1=column, linear_fc2=row)
     return Leaves(
         column=column,
@@ -119,6 +121,9 @@ def lorentz_leaves(backend: Backend, config: HelmTransformerConfig) -> Leaves:
         core_attention=lorentz_attention(backend.core_attention),
         linear_proj=lorentz_heads(backend.row),
         residual=ModuleSpec(module=LorentzResidual, params={"config": config}),
+        residual_before_norm=ModuleSpec(
+            module=LorentzResidual, params={"config": config, "joined": joined}
+        ),
         mlp=functools.partial(LorentzMLP.as_mlp_submodule, submodules=linears),
         experts=functools.partial(
             GroupedMiceExperts if config.moe_grouped_gemm else MiceExperts, submodules=linears
@@ -145,6 +150,7 @@ def euclidean_leaves(backend: Backend, config: HelmTransformerConfig) -> Leaves:
         core_attention=backend.core_attention,
         linear_proj=backend.row,
         residual=get_bias_dropout_add,
+        residual_before_norm=get_bias_dropout_add,
         mlp=functools.partial(MLP.as_mlp_submodule, submodules=linears),
         experts=experts,
         shared_experts=functools.partial(SharedExpertMLP, submodules=linears),
@@ -192,7 +198,7 @@ def layer_spec(config: HelmTransformerConfig, leaves: Leaves, moe: bool) -> Modu
     submodules = TransformerLayerSubmodules(
         input_layernorm=leaves.norm,
         self_attention=attention,
-        self_attn_bda=leaves.residual,
+        self_attn_bda=leaves.residual_before_norm,
         pre_mlp_layernorm=leaves.norm,
         mlp=_moe(leaves) if moe else leaves.mlp,
         mlp_bda=leaves.residual,

@@ -18,6 +18,9 @@ from torch import Tensor
 
 Scalar = float | Tensor
 
+# Clamp of |<z,z>| in residuals, as in the released code.
+RESIDUAL_EPS = 1e-4
+
 # Below these arguments the power series are exact to fp64 rounding.
 _COSH_SERIES_BELOW = 1e-2
 _ASINH_SERIES_BELOW = 1e-3
@@ -70,7 +73,7 @@ def residual(
     weight: Scalar,
     scale: Scalar,
     c: Scalar,
-    eps: float = 1e-4,
+    eps: float = RESIDUAL_EPS,
     c_x: Scalar | None = None,
 ) -> Tensor:
     """LorentzResidual of x and f `[..., d]`: scale * (x + weight f, normalized in ambient space).

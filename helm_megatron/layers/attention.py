@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
 from megatron.core.transformer.enums import AttnBackend, AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
-from helm_megatron.geometry.lorentz import at_least_fp32
-from helm_megatron.kernels.augment import augmented_width
-from helm_megatron.kernels.backend import has_triton
-from helm_megatron.kernels.rotary import tables, turned
-from helm_megatron.layers.augmented import augment, centroid, time_shift
+from helm_megatron.geometry import lorentz
+from helm_megatron.geometry.lorentz import Scalar, at_least_fp32
+from helm_megatron.kernels import dispatch
+from helm_megatron.kernels.augment.lanes import augmented_width
+from helm_megatron.kernels.augment.op import augment, centroid
+from helm_megatron.kernels.augment.rotary import tables, turned
+from helm_megatron.kernels.flash.op import DTYPES, MAX_WIDTH, flash_attention
+from helm_megatron.layers.context_parallel import from_first_rank
 from helm_megatron.layers.dot_product import DotProductAttention, document_bounds
 from helm_megatron.layers.parallel import filled_parameter
 from helm_megatron.transformer_config import HelmTransformerConfig
@@ -120,7 +123,7 @@ class LorentzAttention(MegatronModule):
 
         A kernel's sums rounded to bf16 lose what m_t^2 - |m_s|^2 needs where heads lie far out.
         """
-        return at_least_fp32(x) if x.device.type == "cpu" else x
+        return at_least_fp32(x) if dispatch.on_cpu(x) else x
 
     def _drops(self) -> bool:
         return bool(self.dropout) and self.training
@@ -140,15 +143,12 @@ class LorentzAttention(MegatronModule):
     def _obstacles(
         self, query: Tensor, value: Tensor, mask: Tensor | None
     ) -> Iterator[tuple[bool, str]]:
-        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-        yield not (query.is_cuda or interpreted), "needs a GPU"
-        yield not has_triton(), "needs Triton, a C compiler and Python's headers"
+        lacking = dispatch.triton_lacks(query)
+        yield lacking is not None, f"needs {lacking}"
         yield self._drops(), "has no --attention-dropout"
         yield self.cp_group.size() > 1, "has no --context-parallel-size"
         yield mask is not None, "takes no mask"
         yield isinstance(self.config.helm.curvature, Tensor), "takes a curvature as a number"
-        from helm_megatron.kernels.flash_attention import DTYPES, MAX_WIDTH
-
         width = max(query.shape[-1], value.shape[-1])
         yield query.dtype not in DTYPES, f"knows no {query.dtype}"
         yield width > MAX_WIDTH, f"takes heads up to {MAX_WIDTH} wide, not {width}"
@@ -162,8 +162,6 @@ def _flash_attention(
     c: float,
     packed: PackedSeqParams | None,
 ) -> Tensor:
-    from helm_megatron.kernels.flash_attention import flash_attention
-
     if packed is None:
         return flash_attention(q, k, v, tau, c).flatten(-2)
     bounds, longest = document_bounds(packed), packed.max_seqlen_q
@@ -171,6 +169,19 @@ def _flash_attention(
         longest = None
     q, k, v = (x.unsqueeze(1) for x in (q, k, v))
     return flash_attention(q, k, v, tau, c, bounds, longest).squeeze(1).flatten(-2)
+
+
+def time_shift(v: Tensor, c: Scalar, group: Any) -> Tensor | None:
+    """What to take off the times of v `[s, .., heads, d]` so that their sums round less.
+
+    The kernel rounds sum_j p_j v_t to v's dtype, and m_t^2 - |m_s|^2 magnifies that error where few
+    keys are attended. The weights of a softmax sum to 1, so a constant taken off all times of a
+    head comes off the sum: the first token's time, which every query sees, leaves the kernel only
+    differences to round.
+    """
+    if torch.finfo(v.dtype).bits >= 32:
+        return None
+    return from_first_rank(lorentz.time(v[:1].detach(), c), group)
 
 
 @functools.cache

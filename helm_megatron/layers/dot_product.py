@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 
-from helm_megatron.kernels.cpu_attention import lower_right_attention
+from helm_megatron.kernels import dispatch
+from helm_megatron.kernels.lower_right.op import lower_right_attention
 from helm_megatron.layers.context_parallel import causal_chunks, gather_sequence
 from helm_megatron.transformer_config import HelmTransformerConfig
 
@@ -94,7 +95,7 @@ class DotProductAttention(MegatronModule):
         """q `[b, heads, s, d]`, k and v `[b, groups, keys, d]` -> `[b, heads, s, d]`."""
         dropout = self.dropout if self.training else 0.0
         unfused = self.config.attention_backend == AttnBackend.unfused
-        square, on_cpu = q.shape[-2] == k.shape[-2], q.device.type == "cpu"
+        square, on_cpu = q.shape[-2] == k.shape[-2], dispatch.on_cpu(q)
         if mask is None and not square and on_cpu and not dropout and not unfused:
             group = q.shape[1] // k.shape[1]
             k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))

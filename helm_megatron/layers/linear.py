@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from helm_megatron.geometry.lorentz import Scalar
-from helm_megatron.kernels.gated import gated as gate_with_time
-from helm_megatron.kernels.norm2 import norm2, time
-from helm_megatron.kernels.time_term import add_time_term
+from helm_megatron.kernels.linear_tail.op import add_time_term
+from helm_megatron.kernels.linear_tail.op import gated as gate_with_time
+from helm_megatron.kernels.norm2.op import norm2, time
 from helm_megatron.layers.parallel import (
     filled_parameter,
     mark_like,

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from helm_megatron.kernels.rms_norm import rms_norm
+from helm_megatron.kernels.rms_norm.op import rms_norm
 from helm_megatron.layers.parallel import replicated_parameter
 from helm_megatron.transformer_config import HelmTransformerConfig
 
-# Of a norm's weight and eps: a tensor together with its norm.
-Joined = Callable[[Tensor, float], tuple[Tensor, Tensor]]
+# A residual that a norm is to finish: of the norm's weight and eps, its result and that one's norm.
+Unfinished = Callable[[Tensor, float], tuple[Tensor, Tensor]]
 
 
 class RMSNorm(torch.nn.Module):
@@ -29,31 +29,13 @@ class RMSNorm(torch.nn.Module):
         self.eps = eps
         self.weight = replicated_parameter(config, hidden_size, 1.0)
 
-    def forward(self, x: Tensor | Joined) -> Tensor:
-        """The norm of x.
+    def forward(self, x: Tensor | Unfinished) -> Tensor | tuple[Tensor, Tensor]:
+        """The norm of x; of an unfinished residual that of its result, and the result with it.
 
-        Of a function instead, call it and return its tensor, whose norm is kept with it until this
-        module is asked for it. (The function is called here, and not by its owner, since modules
-        are told by Megatron to fetch their weights when they are called.)
+        Megatron's layer takes such a pair from any norm. (The residual is finished here since
+        Megatron tells modules to fetch their weights when they are called.)
         """
         if isinstance(x, Tensor):
-            normed = self._kept(x)
-            return rms_norm(x, self.weight, self.eps) if normed is None else normed
+            return rms_norm(x, self.weight, self.eps)
         out, normed = x(self.weight, self.eps)
-        out.norm_of = self, normed, _version(out)  # type: ignore[attr-defined]
-        return out
-
-    def _kept(self, x: Tensor) -> Tensor | None:
-        """The norm that came with x, if it still is x's here, gradient and all."""
-        owner, normed, version = x.__dict__.pop("norm_of", (None, None, None))
-        if owner is not self or version != _version(x):
-            return None
-        if not torch.is_grad_enabled():
-            return normed.detach()
-        # x may have come out of a recomputed region, which cut it off from what it was made by.
-        return normed if normed.grad_fn is x.grad_fn is not None else None
-
-
-def _version(x: Tensor) -> int:
-    """How often x has been changed in place, as far as torch counts."""
-    return 0 if x.is_inference() else x._version
+        return normed, out

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from helm_megatron.geometry import lorentz
 from helm_megatron.geometry.lorentz import at_least_fp32
-from helm_megatron.geometry.mixture import EPS
+from helm_megatron.kernels.mixture.plain import EPS
 from helm_megatron.layers.residual import LorentzResidual
 from helm_megatron.transformer_config import HelmTransformerConfig
 
@@ -24,7 +24,7 @@ def ambient(points: Tensor, c: float) -> Tensor:
 def centroid(total: Tensor, shared: Tensor | None, c: float) -> Tensor:
     """The centroid of HELM (paper, section on MiCE): sqrt(c) m_s / sqrt(-<m,m>).
 
-    For sums made elsewhere; `kernels.mixture` makes its own.
+    For sums made elsewhere; `kernels.mixture.op` makes its own.
 
     m is the weighted ambient sum `total` `[.., d + 1]` plus the shared expert's point `[.., d]`,
     whose weight is 1. Returns space coordinates `[.., d]`.

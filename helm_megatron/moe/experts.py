@@ -14,6 +14,8 @@ from megatron.core.transformer.moe.experts import SequentialMLP
 from torch import Tensor
 
 from helm_megatron.geometry import lorentz
+from helm_megatron.kernels.experts.op import run_experts
+from helm_megatron.kernels.experts.parameters import Expert
 from helm_megatron.layers.mlp import LorentzMLP
 from helm_megatron.layers.parallel import mark_like
 from helm_megatron.moe.curvature import ExpertCurvature, bounded_softplus
@@ -51,7 +53,7 @@ class MiceExpert(LorentzMLP):
 
 
 class MiceExperts(SequentialMLP):
-    """The experts of this rank, one after the other; the plain form of `GroupedMiceExperts`.
+    """The experts of this rank, each a module that runs by itself.
 
     Checkpoints name experts by their global index, as Megatron's do.
     """
@@ -92,3 +94,52 @@ class MiceExperts(SequentialMLP):
         return torch.cat(
             [expert(run) for expert, run in zip(self.local_experts, runs, strict=True)]
         )
+
+
+class GroupedMiceExperts(MiceExperts):
+    """`MiceExperts` that run as one function of all their parameters, by `--moe-grouped-gemm`.
+
+    That is `kernels.experts`. The parameters are those of the plain form, one by one, so
+    checkpoints, conversion and the optimizer know no difference.
+    """
+
+    def forward(self, tokens: Tensor, tokens_per_expert: Tensor) -> Tensor:
+        """Apply each expert to its run of `tokens` `[n, hidden]`, sorted by expert."""
+        for expert in self.local_experts:
+            _await_parameters(expert)
+        c_e = self.curvatures()
+        # Up to fc1 each rank's gradient covers its own features only.
+        c_in = copy_to_tensor_model_parallel_region(c_e, group=self.tp_group)
+        return run_experts(
+            tokens,
+            tokens_per_expert.tolist(),
+            self.config.helm.curvature,
+            c_in,
+            c_e,
+            [_parameters(expert) for expert in self.local_experts],
+            self.tp_group,
+        )
+
+
+def _parameters(expert: Any) -> Expert:
+    fc1, fc2 = expert.linear_fc1, expert.linear_fc2
+    return Expert(
+        fc1.weight,
+        fc1.time_weight,
+        fc1.bias if fc1.has_bias else None,
+        fc2.weight,
+        fc2.time_weight,
+        fc2.bias if fc2.has_bias else None,
+    )
+
+
+def _await_parameters(expert: torch.nn.Module) -> None:
+    """Run the hooks that Megatron puts before the forward of each module that holds parameters.
+
+    They wait until the distributed optimizer has gathered them; the forwards themselves are not
+    called here.
+    """
+    for module in expert.modules():
+        for key, hook in module._forward_pre_hooks.items():
+            with_kwargs = key in module._forward_pre_hooks_with_kwargs
+            hook(module, (), {}) if with_kwargs else hook(module, ())

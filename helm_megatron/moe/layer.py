@@ -19,7 +19,7 @@ from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispa
 from torch import Tensor
 
 from helm_megatron.geometry.lorentz import at_least_fp32
-from helm_megatron.kernels.mixture import mixture
+from helm_megatron.kernels.mixture.op import mixture
 from helm_megatron.moe import combine
 from helm_megatron.transformer_config import HelmTransformerConfig
 

@@ -20,7 +20,7 @@ from megatron.core.utils import get_model_config
 from torch import Tensor
 
 from helm_megatron.errors import HelmError
-from helm_megatron.optim import rows
+from helm_megatron.kernels.points import op as rows
 from helm_megatron.optim.groups import POINTS, helm_overrides, is_points, trains_points
 from helm_megatron.optim.shards import Shard, rows_cut
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from helm_megatron.geometry import lorentz
-from helm_megatron.optim import rows
+from helm_megatron.kernels.points import op as rows
 
 
 class RiemannianAdam(torch.optim.Optimizer):

@@ -30,9 +30,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from helm_megatron.arguments import ONE_STAGE, config_from_args
 from helm_megatron.builder import HelmModelConfig
+from helm_megatron.kernels.experts import one_by_one
 from helm_megatron.layers.attention import LorentzAttention
 from helm_megatron.layers.dot_product import DotProductAttention
-from helm_megatron.moe import expert_runs
 from helm_megatron.plan.tracing import Section, Trace
 from helm_megatron.process_groups import process_groups
 from helm_megatron.specs import moe_pattern
@@ -233,11 +233,11 @@ def _flash_attention(
 @contextlib.contextmanager
 def _without_curvatures() -> Iterator[None]:
     """The grouped experts' function asks for the curvatures' values, and is no object to change."""
-    numbers, expert_runs.numbers = expert_runs.numbers, lambda x: [1.0] * len(x)
+    numbers, one_by_one.numbers = one_by_one.numbers, lambda x: [1.0] * len(x)
     try:
         yield
     finally:
-        expert_runs.numbers = numbers
+        one_by_one.numbers = numbers
 
 
 def _spread_evenly(dispatcher: Any, routing_map: Tensor) -> np.ndarray:

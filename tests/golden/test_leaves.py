@@ -68,8 +68,10 @@ def test_norm(name: str, dtype: torch.dtype) -> None:
     leaf.assert_gradients(case)
 
 
+@pytest.mark.parametrize("joined", [False, True])
 @pytest.mark.parametrize("name", cases("mod_lresnet"))
-def test_residual(name: str, dtype: torch.dtype) -> None:
+def test_residual(name: str, joined: bool, dtype: torch.dtype) -> None:
+    """By itself, and finished by a norm."""
     case, info = load("mod_lresnet", name, dtype)
     if case.tensors.get("param/w_y", torch.empty(1)).numel() != 1 or "in/weight" in case.tensors:
         pytest.skip("no leaf weighs tokens differently; test_reference.py has the function")
@@ -78,9 +80,11 @@ def test_residual(name: str, dtype: torch.dtype) -> None:
     leaf = leaf_of_layer(config, "self_attn_bda", "layers.0.attn_res.")
     leaf.load(case)
     assert isinstance(leaf.module, LorentzResidual)
-    leaf.module.scale = info["fixed_scale"] or 1.0
+    leaf.module.scale, leaf.module.joined = info["fixed_scale"] or 1.0, joined
     x, y = case.space("x"), case.space("y")
     z = leaf.module(training=True, fused=False)((y, None), x, 0.0)
+    if joined:
+        z, _ = z(x.new_ones(x.shape[-1]), 1e-5)
     case.assert_outputs(z=case.output(z))
     case.assert_input_gradients()
     if "param/scale" in info["without_grad"]:

@@ -4,17 +4,17 @@ from dataclasses import dataclass
 
 import torch
 
-from helm_megatron.geometry import lorentz, norm, tails
-from helm_megatron.geometry.mixture import mixture as plain_mixture
-from helm_megatron.kernels import (
-    gated,
-    mixture,
-    norm2,
-    residual,
-    residual_norm,
-    rms_norm,
-    time_term,
-)
+from helm_megatron.geometry import lorentz
+from helm_megatron.kernels.linear_tail import op as linear_tail
+from helm_megatron.kernels.linear_tail import plain as plain_tail
+from helm_megatron.kernels.mixture import op as mixture
+from helm_megatron.kernels.mixture.plain import mixture as plain_mixture
+from helm_megatron.kernels.norm2 import op as norm2
+from helm_megatron.kernels.residual import op as residual
+from helm_megatron.kernels.residual_norm import op as residual_norm
+from helm_megatron.kernels.residual_norm import plain as plain_residual_norm
+from helm_megatron.kernels.rms_norm import op as rms_norm
+from helm_megatron.kernels.rms_norm import plain as norm
 
 TOKENS = (13, 3)
 
@@ -95,8 +95,7 @@ def residual_norms():
 
         def twin(norm_weight, *tensors):
             *first, c, c_x = arguments(*tensors)
-            out = lorentz.residual(*first, c, c_x=c_x)
-            return (out, norm.rms_norm(out, norm_weight, 0.1))[part]
+            return plain_residual_norm.residual_norm(*first, norm_weight, 0.1, c, c_x)[part]
 
         return Case(fused, twin, shapes | more)
 
@@ -150,8 +149,8 @@ def mixtures():
 CASES = {
     f"{name}{variant}": case
     for name, cases in {
-        "time_term": tail(time_term.add_time_term, tails.add_time_term, 301),
-        "gated": tail(gated.gated, tails.gated, 2 * 257),
+        "time_term": tail(linear_tail.add_time_term, plain_tail.add_time_term, 301),
+        "gated": tail(linear_tail.gated, plain_tail.gated, 2 * 257),
         "residual": residuals(),
         "rms_norm": norms(),
         "residual_norm": residual_norms(),

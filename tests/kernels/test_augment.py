@@ -6,16 +6,15 @@ import os
 import pytest
 import torch
 
-from helm_megatron.kernels import backend
-from helm_megatron.kernels.augment import augment, centroid
-from helm_megatron.kernels.rotary import tables, turned
-from helm_megatron.layers.augmented import (
-    CENTROID_EPS,
-    ambient_centroid,
+from helm_megatron.kernels import dispatch
+from helm_megatron.kernels.augment import plain
+from helm_megatron.kernels.augment.op import augment, centroid
+from helm_megatron.kernels.augment.plain import (
     augment_key,
     augment_query,
     augment_value,
 )
+from helm_megatron.kernels.augment.rotary import tables, turned
 
 C = 0.7
 TOLERANCE = {
@@ -30,9 +29,9 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 def device(request, monkeypatch):
     """Run on the given implementation; yields the device of the tensors."""
     if request.param == "triton" and not INTERPRETED and not torch.cuda.is_available():
-        pytest.skip("run by test_flash_attention.py, test_in_the_interpreter")
+        pytest.skip("run by test_flash.py, test_in_the_interpreter")
     triton = request.param == "triton"
-    monkeypatch.setattr(backend, "uses_triton", lambda x: triton and x.element_size() <= 4)
+    monkeypatch.setattr(dispatch, "uses_triton", lambda x: triton and x.element_size() <= 4)
     return "cuda" if triton and not INTERPRETED else "cpu"
 
 
@@ -78,12 +77,12 @@ def test_augment(dtype, device, shifted):
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("shifted", [False, True])
 def test_centroid(dtype, device, shifted):
-    d, eps = 6, CENTROID_EPS[torch.float64 if dtype == torch.float64 else torch.float32]
+    d = 6
     m = augment_value(randn(5, 2, 4, d, dtype=dtype, device=device), C).requires_grad_()
     shift = torch.rand(1, 2, 4, 1, device=device) if shifted else None
     assert_same(
-        lambda m: [centroid(m, d, C, shift, eps)],
-        lambda m: [ambient_centroid(m, d, C, 0.0 if shift is None else shift)],
+        lambda m: [centroid(m, d, C, shift)],
+        lambda m: [plain.centroid(m, d, C, shift)],
         [m],
         TOLERANCE[dtype],
     )
@@ -142,8 +141,8 @@ def test_centroid_of_a_lightlike_sum():
     """Where |<m,m>| is clamped its gradient is zero."""
     m = torch.tensor([[3.0, 4.0, 5.0]], dtype=torch.float64, requires_grad=True)
     assert_same(
-        lambda m: [centroid(m, 2, C, None, 1e-8)],
-        lambda m: [ambient_centroid(m, 2, C)],
+        lambda m: [centroid(m, 2, C, None)],
+        lambda m: [plain.centroid(m, 2, C)],
         [m],
         TOLERANCE[torch.float64],
     )
@@ -154,7 +153,7 @@ def test_gradients_in_fp64():
     rotary = tables(angles(4).double(), 1.1)
     assert torch.autograd.gradcheck(lambda *x: augment(*x, C, None, rotary), leaves(torch.float64))
     m = augment_value(randn(3, 4, dtype=torch.float64), C).requires_grad_()
-    assert torch.autograd.gradcheck(lambda m: centroid(m, 4, C, None, 1e-8), [m])
+    assert torch.autograd.gradcheck(lambda m: centroid(m, 4, C, None), [m])
 
 
 def test_only_the_augmented_heads_are_saved():

@@ -9,7 +9,11 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from helm_megatron.kernels import backend, gated, norm2, residual, residual_norm, time_term
+from helm_megatron.kernels import dispatch
+from helm_megatron.kernels.linear_tail import op as linear_tail
+from helm_megatron.kernels.norm2 import op as norm2
+from helm_megatron.kernels.residual import op as residual
+from helm_megatron.kernels.residual_norm import op as residual_norm
 from tests.kernels.cases import CASES
 
 # Relative root-mean-square error allowed: a multiple of the twin's own, and a floor.
@@ -23,13 +27,13 @@ MULTIPLE = 2.2 if INTERPRETED else 1.1
 def device(request, monkeypatch):
     """Run on the given implementation; yields the device of the tensors."""
     if request.param == "torch":
-        monkeypatch.setattr(backend, "uses_triton", lambda x: False)
+        monkeypatch.setattr(dispatch, "uses_triton", lambda x: False)
         return "cpu"
     if torch.cuda.is_available():
         return "cuda"
     if not INTERPRETED:
         pytest.skip("no GPU; test_interpreter.py runs these in Triton's interpreter")
-    monkeypatch.setattr(backend, "uses_triton", lambda x: x.element_size() <= 4)
+    monkeypatch.setattr(dispatch, "uses_triton", lambda x: x.element_size() <= 4)
     return "cpu"
 
 
@@ -81,12 +85,12 @@ def test_residual_is_clamped_as_in_its_twin(device):
 def test_programs_with_several_tokens(device, monkeypatch):
     """39 tokens are eight for each of five programs, but for the last."""
     pytest.importorskip("triton")
-    monkeypatch.setattr("helm_megatron.kernels.triton_residual_norm.MAX_PROGRAMS", 5)
+    monkeypatch.setattr("helm_megatron.kernels.residual_norm.triton.MAX_PROGRAMS", 5)
     test_as_exact_as_the_twin("residual_norm", torch.float32, device)
 
 
 def test_a_joined_norm_is_no_view(device):
-    """Megatron puts a view into a new tensor, which the norm that came with it does not follow."""
+    """Both are outputs of one function: Megatron would put a view into a new tensor."""
     case = CASES["residual_norm"]
     out, normed = case.fused(*case.inputs(torch.float32, device))
     assert not out._is_view() and out.grad_fn is normed.grad_fn
@@ -98,9 +102,9 @@ def test_no_tokens_and_one(shape, device):
     w = torch.randn(6, device=device, requires_grad=True)
     one = torch.ones(1, device=device, requires_grad=True)
     t = norm2.time(x, 1.0)
-    out = residual.residual(time_term.add_time_term(x * 1, t, w, w), x, one, 2.0, 1.0)
+    out = residual.residual(linear_tail.add_time_term(x * 1, t, w, w), x, one, 2.0, 1.0)
     out = sum(residual_norm.residual_norm(out, x, one, 2.0, w, 0.1, 1.0))
-    gated.gated(out * 1, t, w, None).sum().backward()
+    linear_tail.gated(out * 1, t, w, None).sum().backward()
     assert x.grad.shape == x.shape and w.grad.isfinite().all() and one.grad.isfinite().all()
 
 
@@ -115,8 +119,8 @@ def test_recomputed_activations_give_the_same_gradients(reentrant, device):
 
     def block(x):
         w1, b1, w2, b2, w = weights
-        h = gated.gated(torch.matmul(x, w1.t()), norm2.time(x, 1.3), b1, b1)
-        y = time_term.add_time_term(torch.matmul(h, w2.t()), norm2.time(h, 1.3), b2, None)
+        h = linear_tail.gated(torch.matmul(x, w1.t()), norm2.time(x, 1.3), b1, b1)
+        y = linear_tail.add_time_term(torch.matmul(h, w2.t()), norm2.time(h, 1.3), b2, None)
         return residual.residual(x, y, w, 2.0, 1.3)
 
     def gradients(run):

@@ -13,15 +13,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from helm_megatron.kernels import compiled_points, points
-from helm_megatron.optim import rows
+from helm_megatron.kernels import dispatch
+from helm_megatron.kernels.points import cpu, op, plain
+from helm_megatron.kernels.points.rule import Rule
 
-IMPLEMENTATIONS = {"compiled": compiled_points}
+IMPLEMENTATIONS = {"compiled": cpu}
 DEVICE = "cpu"
 if os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available():
-    from helm_megatron.kernels import triton_points
+    from helm_megatron.kernels.points import triton
 
-    IMPLEMENTATIONS = {"triton": triton_points}
+    IMPLEMENTATIONS = {"triton": triton}
     DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 ROWS = 12
@@ -31,15 +32,15 @@ ROWS = 12
 def fused(request, monkeypatch):
     """Let fp32 tables go to the implementation, fp64 ones to the plain twin."""
     module = IMPLEMENTATIONS[request.param]
-    if request.param == "compiled" and not compiled_points.is_available():
+    if request.param == "compiled" and not cpu.is_available():
         pytest.skip("no C compiler")
     calls = []
 
-    def implementation(tables):
+    def chosen(tables):
         calls.append(1)
-        return module if tables[0].dtype == torch.float32 else None
+        return module if tables[0].dtype == torch.float32 else plain
 
-    monkeypatch.setattr(points, "implementation", implementation)
+    monkeypatch.setattr(dispatch, "for_points", chosen)
     yield module
     assert calls
 
@@ -60,10 +61,10 @@ def steps(dtype: torch.dtype, d: int, scale: float, amsgrad: bool, rule: dict) -
         grad = normal(ROWS, d)
         grad[torch.arange(ROWS) % step != step - 1] = 0
         tables[1] = grad
-        touched = rows.to_frame_(tables[0], grad, rule["c"])
+        touched = op.to_frame_(tables[0], grad, rule["c"])
         assert touched.tolist() == [i % step == step - 1 for i in range(ROWS)]
         frames.append(grad.clone())
-        rows.step_(tables, touched, rows.Rule(0.1, 0.9, 0.99, 1e-8, step, **rule))
+        op.step_(tables, touched, Rule(0.1, 0.9, 0.99, 1e-8, step, **rule))
     return [tables[0], tables[2], *(t[:, 0] for t in tables[3:]), torch.stack(frames)]
 
 
@@ -81,9 +82,9 @@ def steps(dtype: torch.dtype, d: int, scale: float, amsgrad: bool, rule: dict) -
 def test_as_the_plain_twin(fused, d, scale, amsgrad, rule, monkeypatch):
     exact = steps(torch.double, d, scale, amsgrad, rule)
     found = steps(torch.float32, d, scale, amsgrad, rule)
-    monkeypatch.setattr(points, "implementation", lambda tables: None)
-    plain = steps(torch.float32, d, scale, amsgrad, rule)
-    for got, theirs, true in zip(found, plain, exact, strict=True):
+    monkeypatch.setattr(dispatch, "for_points", lambda tables: plain)
+    rounded = steps(torch.float32, d, scale, amsgrad, rule)
+    for got, theirs, true in zip(found, rounded, exact, strict=True):
         assert error(got, true) <= 5 * error(theirs, true) + 1e-6
 
 
@@ -97,10 +98,10 @@ def test_what_is_not_a_number_is_not_hidden(fused, where):
     """In the point, the gradient, the momentum or the second moment of a row."""
     tables = [torch.ones(3, 8, device=DEVICE) for _ in range(4)]
     tables[where][1, 0] = float("nan")
-    rows.step_(tables, tables[1].new_ones(3, dtype=torch.bool), rows.Rule(0.1, 0.9, 0.99, 0, 1, 1))
+    op.step_(tables, tables[1].new_ones(3, dtype=torch.bool), Rule(0.1, 0.9, 0.99, 0, 1, 1))
     assert tables[0].isnan().any(-1).tolist() == [False, True, False]
     nothing = tables[1].new_full((2, 8), float("nan"))
-    assert rows.to_frame_(torch.ones_like(nothing), nothing, 1.0).all()
+    assert op.to_frame_(torch.ones_like(nothing), nothing, 1.0).all()
 
 
 def test_rest(fused):
@@ -108,24 +109,24 @@ def test_rest(fused):
     tables = [torch.ones(2, 8, device=DEVICE) for _ in range(4)]
     tables[2][0] = 1e-9
     idle = torch.zeros(2, dtype=torch.bool, device=DEVICE)
-    rows.step_(tables, idle, rows.Rule(0.1, 0.9, 0.99, 1e-8, 1, 1.0))
+    op.step_(tables, idle, Rule(0.1, 0.9, 0.99, 1e-8, 1, 1.0))
     assert (tables[3][:, 0] > 0).tolist() == [False, True]
     assert (tables[2] == 0).all(-1).tolist() == [True, False]
     before = [table[0].clone() for table in tables]
-    rows.step_(tables, idle, rows.Rule(0.1, 0.9, 0.99, 1e-8, 2, 1.0))
+    op.step_(tables, idle, Rule(0.1, 0.9, 0.99, 1e-8, 2, 1.0))
     assert torch.equal(tables[0][0], before[0])
     torch.testing.assert_close(tables[3][0, 0], 0.99 * before[3][0])
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="runs on the CPU")
 def test_threads_change_nothing(monkeypatch):
-    if not compiled_points.is_available():
+    if not cpu.is_available():
         pytest.skip("no C compiler")
 
     def run(threads: int) -> list[Tensor]:
         monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-        monkeypatch.setattr(compiled_points, "_ENTRIES_PER_THREAD", 10)
-        monkeypatch.setattr(points, "implementation", lambda tables: compiled_points)
+        monkeypatch.setattr(cpu, "_ENTRIES_PER_THREAD", 10)
+        monkeypatch.setattr(dispatch, "for_points", lambda tables: cpu)
         return steps(torch.float32, 5, 1.0, True, {"c": 0.7})
 
     for one, other in zip(run(1), run(3), strict=True):
@@ -134,17 +135,17 @@ def test_threads_change_nothing(monkeypatch):
 
 def test_without_a_compiler_there_is_the_plain_twin(monkeypatch):
     table = torch.ones(2, 3)
-    assert points.implementation([table.double()]) is None
-    assert points.implementation([torch.ones(3, 2).T]) is None
-    compiled_points._library.cache_clear()
+    assert dispatch.for_points([table.double()]) is plain
+    assert dispatch.for_points([torch.ones(3, 2).T]) is plain
+    cpu._library.cache_clear()
     try:
         monkeypatch.setenv("CC", "no-such-compiler")
-        assert points.implementation([table]) is None
+        assert dispatch.for_points([table]) is plain
         monkeypatch.setenv("CC", "false")  # one that fails
-        compiled_points._library.cache_clear()
-        assert points.implementation([table]) is None
+        cpu._library.cache_clear()
+        assert dispatch.for_points([table]) is plain
     finally:
-        compiled_points._library.cache_clear()
+        cpu._library.cache_clear()
 
 
 @pytest.mark.skipif("triton" in IMPLEMENTATIONS, reason="runs the kernels already")

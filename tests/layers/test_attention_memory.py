@@ -9,7 +9,7 @@ from megatron.core.transformer.enums import AttnBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from helm_megatron.kernels.cpu_attention import lower_right_attention
+from helm_megatron.kernels.lower_right.op import lower_right_attention
 from tests.layers.models import dense, mice, model, perturb
 
 pytestmark = pytest.mark.usefixtures("one_process")

@@ -1,4 +1,4 @@
-"""Residuals that compute the norm after them: the same model, whatever is recomputed."""
+"""Residuals finished by the norm after them: the same model, whatever is recomputed."""
 
 import copy
 from unittest import mock
@@ -9,6 +9,7 @@ from megatron.core.tensor_parallel.random import CheckpointWithoutOutput
 
 from helm_megatron.layers import norm
 from helm_megatron.layers.residual import LorentzResidual
+from helm_megatron.specs import leaves_of
 from tests.layers.models import dense, mice, model, perturb
 
 pytestmark = pytest.mark.usefixtures("one_process")
@@ -49,7 +50,7 @@ def residuals(lm):
 def apart(lm):
     """The model, its residuals from now on leaving the norms alone."""
     for module in residuals(lm):
-        module.norm_after = ()
+        module.joined = False
     return lm
 
 
@@ -114,13 +115,13 @@ def stream_norms(lm):
         (torch.inference_mode, False),
     ],
 )
-def test_only_the_first_norm_of_the_stream_is_computed_alone(config, mode, training):
+def test_only_the_first_norm_of_a_layer_is_computed_alone(config, mode, training):
     lm = make(config).train(training)
     with mode():
         alone = norms_computed_alone(lambda: loss_of(lm))
-    first, *rest = stream_norms(lm)
-    assert id(first.weight) in alone
-    assert not alone & {id(n.weight) for n in rest}
+    assert alone & {id(n.weight) for n in stream_norms(lm)} == {
+        id(layer.input_layernorm.weight) for layer in lm.decoder.layers
+    }
 
 
 def test_layers_of_other_curvatures_join_the_norms_within_them():
@@ -131,10 +132,29 @@ def test_layers_of_other_curvatures_join_the_norms_within_them():
     }
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        RECOMPUTE["norms"],
+        {"overlap_moe_expert_parallel_comm": True},
+        {"cuda_graph_impl": "local"},
+        {"fine_grained_activation_offloading": True},
+    ],
+)
+def test_nothing_is_joined_where_only_tensors_pass(options):
+    """Megatron runs parts of a layer by themselves there."""
+    config = dense()
+    for name, value in options.items():
+        setattr(config, name, value)
+    assert not leaves_of(config).residual_before_norm.params["joined"]
+    assert leaves_of(dense()).residual_before_norm.params["joined"]
+
+
 def test_parameters_and_modules_are_not_listed_twice():
     lm = make(dense)
     listed = [*lm.state_dict()], [name for name, _ in lm.named_modules()]
-    assert not any("norm_after" in name for names in listed for name in names)
+    assert all(len(set(names)) == len(names) for names in listed)
+    assert sum(name.endswith("pre_mlp_layernorm") for name in listed[1]) == 3
     apart(lm)
     assert listed == ([*lm.state_dict()], [name for name, _ in lm.named_modules()])
 
@@ -143,7 +163,10 @@ def test_a_copy_joins_its_own_norms():
     layer = make(dense).decoder.layers[0]
     pair = torch.nn.ModuleList([layer.self_attn_bda, layer.pre_mlp_layernorm])
     residual, after = copy.deepcopy(pair)
-    assert residual.norm_after == (after,) and after is not layer.pre_mlp_layernorm
+    torch.nn.init.constant_(after.weight, 0.0)
+    x, f = torch.randn(2, 5, 1, 64)
+    normed, out = after(residual(False, False)((f, None), x, 0.0))
+    assert normed.abs().max() == 0 and torch.equal(out, layer.self_attn_bda.combine(x, f))
 
 
 def doubled(layer, inputs, outputs):

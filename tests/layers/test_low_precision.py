@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from helm_megatron.kernels.augment.plain import augment_key, augment_query, augment_value
 from helm_megatron.layers import attention
-from helm_megatron.layers.augmented import augment_key, augment_query, augment_value
 from helm_megatron.layers.residual import LorentzResidual
 from helm_megatron.specs import layer_spec, leaves_of
 from tests.layers.models import dense, mice, model, perturb

@@ -6,8 +6,7 @@ import pytest
 import torch
 from megatron.core.transformer.moe.experts import SequentialMLP
 
-from helm_megatron.moe.experts import MiceExperts
-from helm_megatron.moe.grouped import GroupedMiceExperts
+from helm_megatron.moe.experts import GroupedMiceExperts, MiceExperts
 from tests.layers.models import mice, model
 
 pytestmark = pytest.mark.usefixtures("one_process")

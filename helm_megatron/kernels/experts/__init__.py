@@ -1,0 +1,1 @@
+"""All experts of a rank as one function."""

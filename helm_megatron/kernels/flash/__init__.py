@@ -1,0 +1,1 @@
+"""Lorentz flash attention."""

@@ -1,0 +1,1 @@
+"""Causal attention of the last tokens of a sequence to all of it, on the CPU."""

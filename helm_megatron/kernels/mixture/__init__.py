@@ -1,0 +1,1 @@
+"""The centroid of each token's experts."""

@@ -1,0 +1,1 @@
+"""The squared norm of points, from which their times are taken."""

@@ -1,0 +1,1 @@
+"""A step of Riemannian Adam on rows of points."""

@@ -1,0 +1,1 @@
+"""LorentzRMSNorm, which is RMSNorm of space coordinates."""
