@@ -47,7 +47,7 @@ def old(tmp_path):
     """A folder of old code, with a file of the user's own and one read-only."""
     folder = tmp_path / "old"
     models.exported(folder, cases.MICE)
-    for name, more in (("modeling", OLD), ("configuration", "\nCODE_VERSION = 1\n")):
+    for name, more in (("modeling", OLD), ("configuration", "\n# as it was\n")):
         with (folder / f"{name}_helm.py").open("a") as code:
             code.write(more)
     (folder / "experts_helm.py").chmod(0o444)
