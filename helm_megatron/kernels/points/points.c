@@ -1,7 +1,7 @@
 /* A step of Riemannian Adam on fp32 rows of points, every row in one go while it is in cache.
 
-   The same as helm_megatron/optim/rows.py, which explains it; sums over a row are in fp32, what is
-   made of them in fp64. Compiled when first used by compiled_points.py. */
+   The same as kernels/points/plain.py, which explains it; sums over a row are in fp32, what is
+   made of them in fp64. Compiled when first used by cpu.py. */
 
 #include <math.h>
 #include <stdint.h>
