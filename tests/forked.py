@@ -57,12 +57,14 @@ def leave(stdout: Path, stderr: Path | None = None) -> None:
         os.close(out)
 
 
-def kill(process: BaseProcess) -> None:
-    """kill -9 a process and what it has started."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.kill()  # it may not have made its group yet
-    process.join()
+def kill(*processes: BaseProcess) -> None:
+    """kill -9 processes and what they have started (checkpoint writers, say)."""
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()  # it may not have made its group yet
+    for process in processes:
+        process.join()
 
 
 def ranks(count: int) -> list[dict[str, str]]:
@@ -89,8 +91,7 @@ def commands(*argv, envs, cwd=ROOT, timeout=600) -> list[subprocess.CompletedPro
         for process in processes:
             process.join(timeout)
         codes = [process.exitcode for process in processes]
-        for process in processes:
-            kill(process)
+        kill(*processes)
         results = [
             subprocess.CompletedProcess(words, code, *(path.read_text() for path in outputs))
             for code, outputs in zip(codes, files, strict=True)

@@ -11,6 +11,7 @@ from functools import partial
 
 import pytest
 
+from tests import forked
 from tests.pretrain import faults
 from tests.pretrain.runs import MICE
 
@@ -82,8 +83,7 @@ def test_killed_rank(starter, folder, whole, seed):
 def test_killed_while_saving_leaves_the_older_checkpoint(starter, folder, whole):
     running = starter.start(*RUN, *there(folder), processes=2, fault=faults.slow_disk)
     running.wait_for(lambda: any((folder / "iter_0000004").glob("*.distcp")))
-    running.kill()
-    running.join()
+    forked.kill(*running.processes)
     assert not (folder / "iter_0000004" / "metadata.json").exists()
     goes_on(starter, folder, whole, after=2)
 
