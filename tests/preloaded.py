@@ -5,6 +5,10 @@ from helm_megatron import platform
 platform.setup()
 
 import datasets  # noqa: E402, F401
+from megatron.core.dist_checkpointing.strategies import filesystem_async  # noqa: E402
 
 from helm_megatron import pretrain  # noqa: E402, F401
 from helm_megatron.hf import convert  # noqa: E402, F401
+
+# Megatron would spawn the queue's process when it first saves: seconds of imports.
+filesystem_async.get_write_results_queue.__defaults__ = ("fork",)

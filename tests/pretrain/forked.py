@@ -84,13 +84,8 @@ def _rank(argv, environment, log, steps, fault):
     os.environ |= environment
     rank, world = int(environment["RANK"]), int(environment["WORLD_SIZE"])
     sys.argv = ["pretrain_helm.py", *argv]
-    # Here, in a process that has them imported anyway; the one of pytest does without.
-    from megatron.core.dist_checkpointing.strategies import filesystem_async
+    from helm_megatron import pretrain  # it changes torch, so not in pytest's own process
 
-    from helm_megatron import pretrain
-
-    # Megatron would spawn the queue's process when it first saves: seconds of imports.
-    filesystem_async.get_write_results_queue("fork")
     if rank == world - 1:
         _record(steps)
     if fault is not None:
