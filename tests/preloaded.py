@@ -1,5 +1,7 @@
 """What a forked process has imported before it begins; see tests/forked.py."""
 
+import inspect
+
 from helm_megatron import platform
 
 platform.setup()
@@ -11,4 +13,4 @@ from helm_megatron import pretrain  # noqa: E402, F401
 from helm_megatron.hf import convert  # noqa: E402, F401
 
 # Megatron would spawn the queue's process when it first saves: seconds of imports.
-filesystem_async.get_write_results_queue.__defaults__ = ("fork",)
+inspect.unwrap(filesystem_async.get_write_results_queue).__defaults__ = ("fork",)

@@ -77,4 +77,3 @@ class Pool:
                     # The other ranks may wait for this one: they are ended with it.
                     raise WorkerError(f"rank {rank}: {error}")
         return [results[i] for i in range(len(connections))]
-

@@ -1,14 +1,13 @@
 """tools/evaluate.py: one command from a checkpoint to scores, and one line where it cannot."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from helm_megatron.evaluation import harness
 from helm_megatron.evaluation.errors import EvaluationError
+from tests import forked
 from tests.evaluation.models import save_tokenizer
 from tests.pretrain import runs
 
@@ -17,8 +16,7 @@ CORPUS = ROOT / "examples" / "data" / "wordnet_glosses.jsonl.gz"
 
 
 def tool(name, *flags):
-    command = [sys.executable, ROOT / "tools" / name, *flags]
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    return forked.command(ROOT / "tools" / name, *flags)
 
 
 def evaluate(load, output, *flags):
