@@ -33,7 +33,6 @@ def run(processes, *argv):
     return code, "".join(each.stdout + each.stderr for each in done)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("layout", [TENSOR, CONTEXT], ids=["tensor", "context"])
 def test_good_layout_passes(layout):
     code, output = run(2, *VERIFY, *FLAGS, *layout)
@@ -42,7 +41,6 @@ def test_good_layout_passes(layout):
     assert "the layout computes the same model" in output
 
 
-@pytest.mark.slow
 def test_planted_mistake_is_found_and_named():
     code, output = run(2, *PLANTED, *FLAGS, *TENSOR)
     assert code == 1
@@ -51,7 +49,6 @@ def test_planted_mistake_is_found_and_named():
     assert "THE LAYOUT DIFFERS" in output
 
 
-@pytest.mark.slow
 def test_flags_that_cannot_be_say_one_line():
     code, output = run(1, *VERIFY, *FLAGS, *TENSOR, "--num-attention-heads", "15")
     assert code == 2

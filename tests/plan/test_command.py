@@ -31,7 +31,6 @@ def plan(recipe, *options):
     return forked.command("-m", "helm_megatron.cli", "plan", recipe, *options)
 
 
-@pytest.mark.slow
 def test_layouts_best_first(recipe):
     done = plan(recipe, "--gpus", "8", "--json")
     assert done.returncode == 0, done.stderr

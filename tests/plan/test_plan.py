@@ -64,7 +64,6 @@ def test_activations(pool, model, geometry):
     assert saved <= plan["saved"] <= 1.07 * saved
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_bytes_held_and_communicated(pool, name):
     base, layout, world = LAYOUTS[name]

@@ -10,8 +10,6 @@ from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
 from tests.pretrain.runs import DENSE, MICE
 
-pytestmark = pytest.mark.slow
-
 EOD = 126
 BASE = [flag for flag in DENSE if flag != "--mock-data"]
 # Per token: the losses and gradients do not depend on the size of the micro-batches.
