@@ -1,6 +1,7 @@
-"""Fixtures for every test: Megatron on the CPU, in a process group of one."""
+"""Fixtures for every test: Megatron on the CPU, in a process group of one. Tests by worker."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,41 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from helm_megatron import megatron_patches
 
 megatron_patches.apply()  # before any test imports megatron
+
+TESTS = Path(__file__).parent
+# The longest first, so that no worker is left alone with one at the end.
+LONGEST = [
+    *("slurm", "distributed", "pretrain", "examples", "megatron_patches", "kernels", "conversion")
+]
+    "slurm",
+    "distributed",
+    "pretrain",
+    "examples",
+    "megatron_patches",
+    "kernels",
+    "conversion",
+]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Sort tests, and tell pytest-xdist (--dist loadgroup) which share a worker and its fixtures:
+    those of a file; those of a model in test_layouts.py; all that need SLURM, of which is one.
+    """
+
+    def folder(item: pytest.Item) -> str:
+        return item.path.relative_to(TESTS).parts[0]
+
+    items.sort(key=lambda i: LONGEST.index(folder(i)) if folder(i) in LONGEST else len(LONGEST))
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        model = item.callspec.params.get("model") if hasattr(item, "callspec") else None
+        if item.path.name == "test_layouts.py" and model is not None:
+            group = f"{item.path.name} {model.name}"
+        else:
+            group = "slurm" if folder(item) == "slurm" else str(item.path.relative_to(TESTS))
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

@@ -5,14 +5,11 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-import pytest
-
 from helm_megatron import doctor
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.slow
 def test_doctor_reports_versions_and_trains_a_step():
     command = [sys.executable, "-m", "helm_megatron.cli", "doctor"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)

@@ -1,8 +1,6 @@
 """tools/analyze_geometry.py on exported models, and what it observes in them."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +8,7 @@ import torch
 
 from helm_megatron.analysis.activations import observe
 from helm_megatron.analysis.words import WordsError, read_words
+from tests import forked
 from tests.distributed import cases
 from tests.evaluation import models as with_tokenizer
 from tests.hf import models
@@ -36,11 +35,7 @@ def test_observed(case, tmp_path):
 
 
 def analyze(*flags):
-    return subprocess.run(
-        [sys.executable, ROOT / "tools" / "analyze_geometry.py", *map(str, flags)],
-        capture_output=True,
-        text=True,
-    )
+    return forked.command(ROOT / "tools" / "analyze_geometry.py", *flags)
 
 
 @pytest.mark.usefixtures("one_process")

@@ -1,18 +1,16 @@
 """Every benchmark runs at a tiny size, prints a table and writes JSON; nothing is timed here."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests import forked
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TINY = "--seq-length 32 --micro-batch-size 1 --num-layers 2 --vocab-size 256 --dtype fp32"
 MICE = "--moe-layer-freq [0,1]"
 RUN = "--steps 1 --warm-up 1"
-ENVIRONMENT = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture
@@ -21,8 +19,7 @@ def run(tmp_path):
 
     def run(script, flags):
         output = tmp_path / "runs" / "result.json"
-        command = [sys.executable, BENCHMARKS / script, *flags.split(), "--output", output]
-        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+        done = forked.command(BENCHMARKS / script, *flags.split(), "--output", output)
         assert done.returncode == 0, done.stderr
         written = json.loads(output.read_text())
         assert written["commit"] and written["command"].startswith("python ")
@@ -95,7 +92,6 @@ def test_embedding_optimizer(run):
 
 
 def test_flags_that_make_no_model():
-    command = [sys.executable, BENCHMARKS / "train_step.py", "--normalization", "LayerNorm"]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    done = forked.command(BENCHMARKS / "train_step.py", "--normalization", "LayerNorm")
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("error: ")

@@ -15,7 +15,7 @@ from helm_megatron.data.tokenizer_training import train_tokenizer
 from tests.conversion.tool import convert, load_tool, refused, run
 from tests.pretrain.runs import MICE, ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_process")]
+pytestmark = pytest.mark.usefixtures("one_process")
 
 TRAIN = "--train-iters 4 --save-interval 4 --eval-iters 0 --hidden-dropout 0".split()
 TRAIN += "--attention-dropout 0 --make-vocab-size-divisible-by 64 --lr-warmup-iters 0".split()

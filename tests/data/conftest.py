@@ -3,7 +3,6 @@ import base64
 import gzip
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -15,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from helm_megatron import megatron_patches
 from helm_megatron.data.tokenizer_training import train_tokenizer
+from tests import forked
 
 # Before anything here imports megatron: other tests of the same pytest run need it.
 megatron_patches.apply()
@@ -97,8 +97,7 @@ def run_tool() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a script of tools/ with arguments."""
 
     def run(name: str, *args: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, ROOT / "tools" / name, *map(str, args)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+        return forked.command(ROOT / "tools" / name, *args, timeout=120)
 
     return run
 

@@ -2,7 +2,8 @@ import pytest
 
 from helm_megatron.data.entropy import SPLITS
 from tests.data.test_entropy import write
-from tests.pretrain.runs import DENSE, run
+from tests.pretrain.forked import Starter
+from tests.pretrain.runs import DENSE
 
 START = DENSE.index("--mock-data")
 BASE = DENSE[:START] + DENSE[DENSE.index("--tokenizer-type") :]
@@ -23,7 +24,6 @@ def stamps(folder):
     return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
 
 
-@pytest.mark.slow
 def test_training_only_reads_the_cache(run_tool, blend, tmp_path):
     cache = tmp_path / "cache"
     flags = [*blend, "--data-cache-path", cache, "--train-iters", 3]
@@ -37,7 +37,7 @@ def test_training_only_reads_the_cache(run_tool, blend, tmp_path):
     assert len(built) == len(SPLITS) * (2 * 4 + 3), built
     assert f"{cache}: {len(built)} new files" in done.stdout
     assert not (tmp_path / "t").exists()
-    run(*flags, base=BASE)
+    Starter(tmp_path).run(*flags, base=BASE)
     assert stamps(cache) == built
     again = run_tool("build_data_cache.py", *BASE, *flags)
     assert f"{cache}: 0 new files" in again.stdout and f"({len(built)} files were" in again.stdout

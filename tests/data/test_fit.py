@@ -12,6 +12,7 @@ from helm_megatron.data.pool import TokenizerSpec
 from helm_megatron.data.preprocess import Options, preprocess
 from helm_megatron.data.tokenizer_training import train_tokenizer
 from helm_megatron.data.training.fit import check_fit
+from tests import forked
 from tests.pretrain.runs import DENSE, ROOT
 
 START = DENSE.index("--mock-data")
@@ -150,11 +151,7 @@ def test_stale_damaged_and_missing_sidecars(prefix_of, check, sentencepiece_mode
 def test_training_refuses_in_one_line(prefix_of, sentencepiece_model):
     prefix = prefix_of("SentencePieceTokenizer", sentencepiece_model)
     flags = "--tokenizer-type", "NullTokenizer", "--vocab-size", "100", "--train-iters", "1"
-    done = subprocess.run(
-        [sys.executable, ROOT / "pretrain_helm.py", *FLAGS, "--data-path", prefix, *flags],
-        capture_output=True,
-        text=True,
-    )
+    done = forked.command(ROOT / "pretrain_helm.py", *FLAGS, "--data-path", prefix, *flags)
     assert done.returncode == 2
     assert "of 600 tokens, more than the 100 of this run's NullTokenizer" in done.stderr
     assert "Traceback" not in done.stderr

@@ -42,9 +42,17 @@ def export_of(folder: Path, model: cases.Model) -> SourceModel:
     )
 
 
-@pytest.mark.slow
+# Each kind of model once, and each kind of parallelism; all of them take minutes.
+QUICK = [
+    *((cases.HELM_D, TP2_PP2), (cases.HELM_D_MHA, TP2), (cases.MICE_Q_LORA, EP2)),
+    *((cases.MICE_REFERENCE, TP2_SP), (MICE_LORENTZ, TP2_PP2)),
+]
+
+
 @pytest.mark.parametrize(
-    ("model", "layout"), CASES, ids=lambda case: case.name if hasattr(case, "name") else None
+    ("model", "layout"),
+    [pytest.param(*c, marks=() if c in QUICK else pytest.mark.slow) for c in CASES],
+    ids=lambda case: case.name if hasattr(case, "name") else None,
 )
 def test_any_layout(model, layout, pool, weights, fresh_path, tmp_path, one_process):
     """`export` compares the logits; the tensors are those of the one-process checkpoint."""

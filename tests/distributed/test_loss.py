@@ -1,10 +1,10 @@
 """Fused and chunked cross entropy give the loss and the gradients of the plain one."""
 
-import random
-
 import numpy as np
 import pytest
 from workers import Pool
+
+from tests import forked
 
 TP = "--tensor-model-parallel-size 2"
 LAYOUTS = {"one process": (1, ""), "TP": (2, TP), "TP + SP": (2, f"{TP} --sequence-parallel")}
@@ -22,7 +22,7 @@ def pool(tmp_path_factory):
 def run(pool, layout, *ways):
     """What every rank found of every way."""
     world, flags = LAYOUTS[layout]
-    ports = random.sample(range(20000, 30000), len(ways))
+    ports = [forked.free_port() for _ in ways]
     return pool.run(
         world, "results", [[*way.split(), *flags.split()] for way in ways], world, ports
     )

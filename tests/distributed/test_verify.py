@@ -1,8 +1,5 @@
 """`python -m helm_megatron.verify`, run as a user does: it passes what is right, and only that."""
 
-import os
-import subprocess
-import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -10,6 +7,7 @@ import pytest
 
 from helm_megatron.verify import shrink
 from helm_megatron.verify.result import Difference, wrong
+from tests import forked
 
 ROOT = Path(__file__).parents[2]
 VERIFY = ["-m", "helm_megatron.verify"]
@@ -28,21 +26,13 @@ CONTEXT = "--context-parallel-size 2".split()
 
 
 def run(processes, *argv):
-    """Exit code and output of the command line under torchrun, or alone."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    environment = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, *(launcher if processes > 1 else []), *argv],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | environment,
-    )
-    return done.returncode, done.stdout
+    """Exit code and output of the command line, as every rank of torchrun runs it, or one."""
+    envs = forked.ranks(processes) if processes > 1 else [{}]
+    done = forked.commands(*argv, envs=envs)
+    [code] = {each.returncode for each in done}
+    return code, "".join(each.stdout + each.stderr for each in done)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("layout", [TENSOR, CONTEXT], ids=["tensor", "context"])
 def test_good_layout_passes(layout):
     code, output = run(2, *VERIFY, *FLAGS, *layout)
@@ -51,7 +41,6 @@ def test_good_layout_passes(layout):
     assert "the layout computes the same model" in output
 
 
-@pytest.mark.slow
 def test_planted_mistake_is_found_and_named():
     code, output = run(2, *PLANTED, *FLAGS, *TENSOR)
     assert code == 1
@@ -60,7 +49,6 @@ def test_planted_mistake_is_found_and_named():
     assert "THE LAYOUT DIFFERS" in output
 
 
-@pytest.mark.slow
 def test_flags_that_cannot_be_say_one_line():
     code, output = run(1, *VERIFY, *FLAGS, *TENSOR, "--num-attention-heads", "15")
     assert code == 2

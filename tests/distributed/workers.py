@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import multiprocessing
 import multiprocessing.connection
-import os
-import signal
 import traceback
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-# One thread a process, and CPU with gloo even where there is a GPU: the layouts need processes.
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+from tests import forked
+
 # Four processes on two busy cores are slow.
 SECONDS_UNTIL_HUNG = 600
 SECONDS_TO_LEAVE = 10
@@ -28,10 +23,7 @@ def _work(
     rank: int, module: str, function: str, arguments: Any, connection: Any, log: Path
 ) -> None:
     """Send what the module's function returns, and the traceback if it raises."""
-    os.setsid()  # a group with what Megatron starts for writing checkpoints, to be ended as one
-    output = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+    forked.leave(log)
     try:
         result = getattr(importlib.import_module(module), function)(rank, *arguments)
         connection.send((result, None))
@@ -40,7 +32,7 @@ def _work(
 
 
 class Pool:
-    """Runs functions of a module in processes forked from one that has imported it.
+    """Runs functions of a module in forked processes.
 
     The module is not imported here: it may change torch, as Megatron's CPU platform does. Every
     job has processes of its own, since gloo leaves threads behind whenever groups are destroyed:
@@ -49,8 +41,6 @@ class Pool:
 
     def __init__(self, module: str, directory: Path) -> None:
         self.module, self.directory = module, directory
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload([module])
 
     def run(self, world: int, function: str, *arguments: Any) -> list[Any]:
         """What the module's `function(rank, *arguments)` returns on each of `world` processes."""
@@ -60,16 +50,13 @@ class Pool:
         finally:
             for process, connection in workers:
                 connection.close()
-                _end(process)
+                process.join(SECONDS_TO_LEAVE)
+            forked.kill(*(process for process, _ in workers))
 
     def _start(self, rank: int, function: str, arguments: Any) -> tuple[Any, Any]:
-        ours, theirs = self.context.Pipe()
+        ours, theirs = forked.SERVER.Pipe()
         log = self.directory / f"rank{rank}.log"
-        process = self.context.Process(
-            target=_work, args=(rank, self.module, function, arguments, theirs, log)
-        )
-        with mock.patch.dict(os.environ, ENVIRONMENT):  # the first start starts the server
-            process.start()
+        process = forked.start(_work, rank, self.module, function, arguments, theirs, log)
         theirs.close()
         return process, ours
 
@@ -90,13 +77,3 @@ class Pool:
                     # The other ranks may wait for this one: they are ended with it.
                     raise WorkerError(f"rank {rank}: {error}")
         return [results[i] for i in range(len(connections))]
-
-
-def _end(process: Any) -> None:
-    """Wait for a process that has answered; kill one that does not leave, and what it started."""
-    process.join(SECONDS_TO_LEAVE)
-    if process.exitcode is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.kill()  # it may not have made its group yet
-        process.join()

@@ -1,24 +1,23 @@
 """tools/evaluate.py: one command from a checkpoint to scores, and one line where it cannot."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from helm_megatron.evaluation import harness
 from helm_megatron.evaluation.errors import EvaluationError
+from tests import forked
 from tests.evaluation.models import save_tokenizer
-from tests.pretrain import runs
+from tests.pretrain.forked import Starter
+from tests.pretrain.runs import DENSE
 
 ROOT = Path(__file__).parents[2]
 CORPUS = ROOT / "examples" / "data" / "wordnet_glosses.jsonl.gz"
 
 
 def tool(name, *flags):
-    command = [sys.executable, ROOT / "tools" / name, *flags]
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    return forked.command(ROOT / "tools" / name, *flags)
 
 
 def evaluate(load, output, *flags):
@@ -91,7 +90,6 @@ def test_lm_eval_not_installed(folder, tmp_path, monkeypatch):
         harness.run(folder, harness.Options(["helm_offline"]), tmp_path / "log")
 
 
-@pytest.mark.slow
 def test_megatron_checkpoint(tmp_path):
     prefix = tmp_path / "wordnet"
     flags = ["--input", CORPUS, "--vocab-size", 512, "--output-prefix", prefix]
@@ -99,10 +97,10 @@ def test_megatron_checkpoint(tmp_path):
     assert trained.returncode == 0, trained.stderr
     tokenizer = f"--tokenizer-type SentencePieceTokenizer --tokenizer-model {prefix}.model".split()
     null = ["--tokenizer-type", "NullTokenizer", "--vocab-size", "127"]
-    flags = [flag for flag in runs.DENSE if flag not in null]
+    flags = [flag for flag in DENSE if flag not in null]
     checkpoints = tmp_path / "checkpoints"
     saved = ["--train-iters", 1, "--save-interval", 1, "--save", checkpoints]
-    runs.run(*tokenizer, *saved, base=flags)
+    Starter(tmp_path).run(*tokenizer, *saved, base=flags)
     output = tmp_path / "out"
     done = evaluate(checkpoints, output, "--limit", 8, "--tasks", "wordnet_hypernymy")
     assert done.returncode == 0, done.stderr

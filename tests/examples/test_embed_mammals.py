@@ -4,12 +4,12 @@ import json
 import math
 import runpy
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from helm_megatron.analysis.words import Words, WordsError
+from tests import forked
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "embed_mammals.py"
@@ -19,8 +19,7 @@ TREE = "root\na\troot\nb\troot\nc\ta\nd\ta\ne\tb\nf\te\n"
 def run(folder: Path, text: str, *options: str) -> subprocess.CompletedProcess[str]:
     words = folder / "tree.tsv"
     words.write_text(text)
-    command = [sys.executable, SCRIPT, "--words", words, "--output-dir", folder / "out", *options]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600)
+    return forked.command(SCRIPT, "--words", words, "--output-dir", folder / "out", *options)
 
 
 def test_embeds_a_small_tree(tmp_path: Path) -> None:

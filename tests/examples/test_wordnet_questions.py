@@ -1,10 +1,10 @@
 import gzip
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests import forked
 
 TOOL = Path(__file__).parents[2] / "examples" / "wordnet" / "make_questions.py"
 
@@ -39,8 +39,7 @@ def wordnet(tmp_path):
 
 
 def make(wordnet, output, *flags):
-    command = [sys.executable, TOOL, "--wordnet-dir", wordnet, "--output", output, *flags]
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    return forked.command(TOOL, "--wordnet-dir", wordnet, "--output", output, *flags)
 
 
 def test_questions(wordnet, tmp_path):

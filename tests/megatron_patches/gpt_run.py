@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import sys
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from helm_megatron import megatron_patches
 from helm_megatron.megatron_patches import cpu
+from tests import forked
 
 MODEL = """
     --num-layers 4 --hidden-size 32 --ffn-hidden-size 64 --num-attention-heads 4 --swiglu
@@ -138,11 +139,9 @@ def train(run: Run, rank: int, directory: Path) -> None:
 
 def worker(rank: int, runs: list[Run], directory: Path) -> None:
     """Take part in the runs that have a process of this rank; each process logs to a file."""
+    forked.leave(directory / f"rank{rank}.log")
     megatron_patches.apply()
     multiprocessing.set_start_method("fork", force=True)  # of data loaders, as in a plain process
-    log = os.open(directory / f"rank{rank}.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
     for run in runs:
         if rank < run.world:
             print(f"RUN {run.name}: {' '.join(run.argv())}", flush=True)
@@ -151,8 +150,14 @@ def worker(rank: int, runs: list[Run], directory: Path) -> None:
 
 def train_all(runs: list[Run], directory: Path) -> dict[str, dict[str, list[float]]]:
     """What each run recorded, by its name."""
-    import torch.multiprocessing
-
     world = max(run.world for run in runs)
-    torch.multiprocessing.spawn(worker, (runs, directory), nprocs=world)
+    ranks = [forked.start(worker, rank, runs, directory) for rank in range(world)]
+    multiprocessing.connection.wait([rank.sentinel for rank in ranks])
+    failed = any(rank.exitcode for rank in ranks)  # the others would wait for it
+    for rank in ranks:
+        rank.join(0 if failed else None)
+    forked.kill(*ranks)
+    codes = [rank.exitcode for rank in ranks]
+    logs = [path.read_text()[-3000:] for path in directory.glob("rank*.log")]
+    assert codes == [0] * world, f"exit codes {codes}:\n" + "\n".join(logs)
     return {run.name: json.loads((directory / f"{run.name}.json").read_text()) for run in runs}

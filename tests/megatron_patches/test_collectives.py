@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from helm_megatron import megatron_patches
+from tests import forked
 
 WORLD = 3
 CASES = [(check.__name__, dtype) for check in collectives.CHECKS for dtype in collectives.DTYPES]
 
 
 def run_checks(rank, directory):
+    forked.leave(directory / f"{rank}.log")
     megatron_patches.apply()
     torch.distributed.init_process_group(
         "gloo",
@@ -36,7 +38,10 @@ def run_checks(rank, directory):
 @pytest.fixture(scope="module")
 def failures(tmp_path_factory):
     directory = tmp_path_factory.mktemp("collectives")
-    torch.multiprocessing.spawn(run_checks, (directory,), nprocs=WORLD)
+    processes = [forked.start(run_checks, rank, directory) for rank in range(WORLD)]
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * WORLD
     return [json.loads((directory / f"{rank}.json").read_text()) for rank in range(WORLD)]
 
 

@@ -1,17 +1,13 @@
 """`helm-megatron plan` as a user runs it."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from helm_megatron import cli
 from helm_megatron.plan.cluster import GIGA, Cluster
+from tests import forked
 
-ROOT = Path(__file__).parents[2]
 RECIPE = """
 MODEL_ARGS=(
     --geometry "${GEOMETRY:-lorentz}"
@@ -32,12 +28,9 @@ def recipe(tmp_path_factory):
 
 
 def plan(recipe, *options):
-    argv = [sys.executable, "-m", "helm_megatron.cli", "plan", str(recipe), *options]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, env=env)
+    return forked.command("-m", "helm_megatron.cli", "plan", recipe, *options)
 
 
-@pytest.mark.slow
 def test_layouts_best_first(recipe):
     done = plan(recipe, "--gpus", "8", "--json")
     assert done.returncode == 0, done.stderr

@@ -1,8 +1,8 @@
 """A plan's numbers against small models that are built and trained for real."""
 
-import random
-
 import pytest
+
+from tests import forked
 
 COMMON = """
     --num-layers 4 --hidden-size 64 --ffn-hidden-size 128 --num-attention-heads 4
@@ -64,13 +64,12 @@ def test_activations(pool, model, geometry):
     assert saved <= plan["saved"] <= 1.07 * saved
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_bytes_held_and_communicated(pool, name):
     base, layout, world = LAYOUTS[name]
     flags = [*base, *layout.split()]
     [plan] = pool.run(1, "planned", flags, world)
-    ranks = pool.run(world, "real", flags, world, random.randrange(20000, 30000))
+    ranks = pool.run(world, "real", flags, world, forked.free_port())
     for rank in ranks:
         assert rank["parameters"] == plan["parameters"][rank["stage"]]
         memory = plan["memory"][rank["stage"]]

@@ -1,29 +1,14 @@
-"""Runs of `helm_megatron.pretrain.main()` in processes forked from one that has imported it.
+"""Runs of `helm_megatron.pretrain.main()` in forked processes, one a rank, that one may kill."""
 
-Every rank of every run is a fresh process, that one may kill, without the seconds of an import.
-"""
-
-import multiprocessing
 import os
-import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from helm_megatron import megatron_patches
-
-megatron_patches.apply()
-
-from megatron.core.dist_checkpointing.strategies import filesystem_async  # noqa: E402
-
-from helm_megatron import pretrain  # noqa: E402
-from tests.pretrain.runs import DENSE  # noqa: E402
-
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload([__name__])
+from tests import forked
+from tests.pretrain.runs import DENSE
 
 
 @dataclass
@@ -44,23 +29,13 @@ class Ranks:
         lines = self.steps.read_text().splitlines() if self.steps.exists() else []
         return {int(i): float(loss) for i, loss in (line.split() for line in lines)}
 
-    def kill(self) -> None:
-        """kill -9 every rank and what it has started (checkpoint writers)."""
-        for process in self.processes:
-            try:
-                os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                process.kill()
-
     def join(self, seconds: float = 200) -> list[int]:
         """The exit codes of the ranks; those that are still there after the time are killed."""
         end = time.monotonic() + seconds
         for process in self.processes:
             process.join(max(0, end - time.monotonic()))
         codes = [process.exitcode for process in self.processes]
-        self.kill()
-        for process in self.processes:
-            process.join()
+        forked.kill(*self.processes)
         assert None not in codes, f"ranks hang, exit codes {codes}:\n{self.output[-4000:]}"
         return codes
 
@@ -80,25 +55,20 @@ class Starter:
     folder: Path
     count: int = field(default=0)
 
-    def start(self, *flags, processes: int = 1, fault: Callable[[int], None] | None = None):
+    def start(self, *flags, processes=1, fault: Callable[[int], None] | None = None, base=DENSE):
         """Start `main()` with flags on ranks; each calls `fault(rank)` first, to plant one."""
         self.count += 1
         log, steps = (self.folder / f"run{self.count}.{kind}" for kind in ("log", "steps"))
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        argv = [*DENSE, *map(str, flags)]
+        argv = [*base, *map(str, flags)]
         ranks = [
-            SERVER.Process(target=_rank, args=(argv, r, processes, port, log, steps, fault))
-            for r in range(processes)
+            forked.start(_rank, argv, environment, log, steps, fault)
+            for environment in forked.ranks(processes)
         ]
-        for process in ranks:
-            process.start()
         return Ranks(ranks, log, steps)
 
-    def run(self, *flags, processes: int = 1, fault=None) -> dict[int, float]:
+    def run(self, *flags, processes=1, fault=None, base=DENSE) -> dict[int, float]:
         """Run to the end; returns the losses, and fails the test if the run did."""
-        ranks = self.start(*flags, processes=processes, fault=fault)
+        ranks = self.start(*flags, processes=processes, fault=fault, base=base)
         codes = ranks.join()
         assert codes == [0] * processes, ranks.output[-4000:]
         return ranks.losses
@@ -109,16 +79,13 @@ class Starter:
         return ranks.join(), ranks.output
 
 
-def _rank(argv, rank, world, port, log, steps, fault):
-    os.setsid()
-    out = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    os.dup2(out, 1)
-    os.dup2(out, 2)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+def _rank(argv, environment, log, steps, fault):
+    forked.leave(log)
+    os.environ |= environment
+    rank, world = int(environment["RANK"]), int(environment["WORLD_SIZE"])
     sys.argv = ["pretrain_helm.py", *argv]
-    # Megatron would spawn the queue's process when it first saves: seconds of imports.
-    filesystem_async.get_write_results_queue("fork")
+    from helm_megatron import pretrain  # it changes torch, so not in pytest's own process
+
     if rank == world - 1:
         _record(steps)
     if fault is not None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import random
 import re
 import signal
 import subprocess
@@ -12,6 +11,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
+
+from tests import forked
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,9 +58,7 @@ class Run:
 
 def start(*flags, processes=1, base=DENSE):
     """Start `pretrain_helm.py base flags` on ranks of this machine, as torchrun would."""
-    # Below the range that the system hands out, since the ranks bind it only seconds later.
-    port = str(random.randrange(20000, 30000))
-    env = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
     argv = [sys.executable, str(ROOT / "pretrain_helm.py"), *base, *map(str, flags)]
     read, write = os.pipe()
     ranks = [
@@ -69,9 +68,9 @@ def start(*flags, processes=1, base=DENSE):
             stderr=subprocess.STDOUT,
             cwd=ROOT,
             start_new_session=True,
-            env=env | {"RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": str(processes)},
+            env=env | environment,
         )
-        for r in range(processes)
+        for environment in forked.ranks(processes)
     ]
     os.close(write)
     running = Run(ranks, os.fdopen(read, errors="replace"))

@@ -4,8 +4,6 @@ import pytest
 
 from tests.pretrain.runs import MICE
 
-pytestmark = pytest.mark.slow
-
 COMMON = """
     --train-iters 4 --save-interval 2 --eval-iters 0 --hidden-dropout 0 --attention-dropout 0
 """.split()

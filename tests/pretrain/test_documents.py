@@ -8,9 +8,7 @@ import pytest
 import torch
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
-from tests.pretrain.runs import DENSE, MICE, losses, run
-
-pytestmark = pytest.mark.slow
+from tests.pretrain.runs import DENSE, MICE
 
 EOD = 126
 BASE = [flag for flag in DENSE if flag != "--mock-data"]
@@ -21,7 +19,7 @@ MASK, PACKED = "--reset-attention-mask", "--dataloader-inter-document-masking"
 
 
 @pytest.fixture(scope="module")
-def train(tmp_path_factory):
+def train(starter, tmp_path_factory):
     """Losses of some iterations on short documents, from the same weights in every layout."""
     folder = tmp_path_factory.mktemp("documents")
     write_documents(folder / "corpus")
@@ -36,9 +34,10 @@ def train(tmp_path_factory):
         flags = [*common, *MODELS[model], *flags]
         if not start.exists():
             save = ["--save", start, "--train-iters", 1, "--save-interval", 1]
-            run(*common, *MODELS[model], *save, base=BASE)
+            starter.run(*common, *MODELS[model], *save, base=BASE)
         load = ["--load", start, "--finetune", "--no-load-optim", "--no-load-rng"]
-        return losses(run(*flags, *load, "--train-iters", 3, processes=processes, base=BASE))
+        flags += [*load, "--train-iters", 3]
+        return starter.run(*flags, processes=processes, base=BASE)
 
     return trained
 

@@ -11,10 +11,9 @@ from functools import partial
 
 import pytest
 
+from tests import forked
 from tests.pretrain import faults
 from tests.pretrain.runs import MICE
-
-pytestmark = pytest.mark.slow
 
 RUN = [
     *MICE, "--expert-model-parallel-size", 2, "--train-iters", 8, "--save-interval", 2,
@@ -64,7 +63,9 @@ def test_sigterm_saves_and_goes_on(starter, folder, whole):
     goes_on(starter, folder, whole, after=3)
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 10))]
+)
 def test_killed_rank(starter, folder, whole, seed):
     """kill -9 of one rank at a moment of training or of saving ends the other; nothing is lost."""
     chance = random.Random(seed)
@@ -82,13 +83,14 @@ def test_killed_rank(starter, folder, whole, seed):
 def test_killed_while_saving_leaves_the_older_checkpoint(starter, folder, whole):
     running = starter.start(*RUN, *there(folder), processes=2, fault=faults.slow_disk)
     running.wait_for(lambda: any((folder / "iter_0000004").glob("*.distcp")))
-    running.kill()
-    running.join()
+    forked.kill(*running.processes)
     assert not (folder / "iter_0000004" / "metadata.json").exists()
     goes_on(starter, folder, whole, after=2)
 
 
-@pytest.mark.parametrize("flags", [[], ASYNC], ids=["sync", "async"])
+@pytest.mark.parametrize(
+    "flags", [[], pytest.param(ASYNC, marks=pytest.mark.slow)], ids=["sync", "async"]
+)
 def test_full_disk(starter, folder, whole, flags):
     codes, output = starter.refused(
         *RUN, *there(folder), *flags, processes=2, fault=faults.full_disk
@@ -101,7 +103,9 @@ def test_full_disk(starter, folder, whole, flags):
         goes_on(starter, folder, whole, after=2)
 
 
-@pytest.mark.parametrize("flags", [[], ["--rerun-mode", "validate_results"]])
+@pytest.mark.parametrize(
+    "flags", [[], pytest.param(["--rerun-mode", "validate_results"], marks=pytest.mark.slow)]
+)
 def test_nan_after_a_start_is_not_learned(starter, folder, whole, flags):
     codes, output = starter.refused(
         *RUN, *there(folder), *flags, processes=2, fault=partial(faults.nan_loss, 3)

@@ -4,8 +4,6 @@ import pytest
 
 from tests.pretrain.runs import MICE
 
-pytestmark = pytest.mark.slow
-
 COMMON = """
     --train-iters 8 --save-interval 2 --eval-iters 0 --hidden-dropout 0 --attention-dropout 0
     --make-vocab-size-divisible-by 64 --lr-warmup-iters 0 --helm-embedding lorentz
@@ -24,7 +22,13 @@ CHAINS = {
 }
 
 
-@pytest.mark.parametrize("chain", CHAINS)
+@pytest.mark.parametrize(
+    "chain",
+    [
+        pytest.param(chain, marks=() if chain.startswith("sharded") else pytest.mark.slow)
+        for chain in CHAINS
+    ],
+)
 def test_next_losses_are_those_of_the_uninterrupted_run(starter, tmp_path, chain):
     model, ((first, processes), *others) = CHAINS[chain]
     common, folder, end = [*COMMON, *model], tmp_path / "0", 2 * len(CHAINS[chain][1])

@@ -90,7 +90,6 @@ def test_recipes_are_good_flags(recipe, monkeypatch):
     assert args.global_batch_size % (4 * args.micro_batch_size) == 0
 
 
-@pytest.mark.slow
 def test_odd_widths_train(starter):
     """The release's hidden and feed-forward widths are odd, its heads do not divide them."""
     odd = "--hidden-size 33 --ffn-hidden-size 65 --kv-channels 8 --train-iters 1".split()

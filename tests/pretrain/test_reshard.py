@@ -1,10 +1,10 @@
 """A checkpoint of one parallel layout goes on in another as if it had been saved there."""
 
+import itertools
+
 import pytest
 
 from tests.pretrain.runs import MICE
-
-pytestmark = pytest.mark.slow
 
 COMMON = """
     --train-iters 8 --save-interval 2 --eval-iters 0 --hidden-dropout 0 --attention-dropout 0
@@ -26,8 +26,20 @@ CHAINS = {
 }
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("chain", CHAINS)
+# Both kinds of model, and both kinds of optimizer's state; the others take minutes.
+QUICK = [
+    ("dense: TP2, PP2, one process", "plain"),
+    ("experts: EP4, TP2 x PP2", "distributed"),
+]
+
+
+@pytest.mark.parametrize(
+    ("chain", "optimizer"),
+    [
+        pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
+        for case in itertools.product(CHAINS, OPTIMIZERS)
+    ],
+)
 def test_next_losses_are_those_of_the_uninterrupted_run(starter, tmp_path, chain, optimizer):
     model, ((first, processes), *others) = CHAINS[chain]
     common = [*COMMON, *model, *OPTIMIZERS[optimizer]]
@@ -44,6 +56,7 @@ def test_next_losses_are_those_of_the_uninterrupted_run(starter, tmp_path, chain
         assert losses == {i: pytest.approx(whole[i], rel=1e-5) for i in steps}
 
 
+@pytest.mark.slow
 def test_asynchronous_fully_parallel_save(starter, tmp_path):
     common = [*COMMON, *MICE, *RESHARDABLE, *EP2, "--exit-interval", 4]
     whole = starter.run(*common, *ASYNC, "--save", tmp_path, processes=2)

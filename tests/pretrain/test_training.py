@@ -8,14 +8,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from helm_megatron.analysis import embedding
 from tests.pretrain.runs import MICE, losses, run
 
-pytestmark = pytest.mark.slow
 
-
-def test_bf16_mixture_logs_its_geometry(tmp_path):
+def test_bf16_mixture_logs_its_geometry(starter, tmp_path):
     """--bf16 trains on the CPU; loads, curvatures, times and temperatures reach TensorBoard."""
     flags = ["--bf16", "--train-iters", 6, "--log-interval", 2, "--tensorboard-dir", tmp_path]
-    output = run(*MICE, *flags, "--expert-model-parallel-size", 2, processes=2)
-    trained = losses(output)
+    ranks = starter.start(*MICE, *flags, "--expert-model-parallel-size", 2, processes=2)
+    assert ranks.join() == [0, 0], ranks.output[-4000:]
+    trained, output = ranks.losses, ranks.output
     assert trained[6] < trained[1]
     assert len(re.findall(r"helm at iteration \d+: .*curvature", output)) == 3
     events = EventAccumulator(str(tmp_path)).Reload()

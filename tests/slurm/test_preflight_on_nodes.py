@@ -8,8 +8,6 @@ import pytest
 from tests.slurm.conftest import ROOT
 from tests.slurm.test_training import MOCK
 
-pytestmark = pytest.mark.slow
-
 
 def failed_output(cluster, jobs, *flags, **env):
     """The output of a job that has to fail in its preflight."""
@@ -58,6 +56,7 @@ def test_data_missing_on_one_node_and_other_code(cluster, jobs, tmp_path, other_
     assert f"preflight: error: {node1}" not in output
 
 
+@pytest.mark.slow
 def test_blocked_port_of_one_node(cluster, jobs):
     node1, node2 = cluster.nodes
     rule = ["ipproto", "tcp", "dport", "20777", "blackhole"]
@@ -70,6 +69,7 @@ def test_blocked_port_of_one_node(cluster, jobs):
     assert f"preflight: error: {node2}: did not answer on {node1}:20777" in output
 
 
+@pytest.mark.slow
 def test_checkpoint_folder_of_its_own_on_one_node(cluster, jobs):
     node1, node2 = cluster.nodes
     folder = jobs.folder / "checkpoints"

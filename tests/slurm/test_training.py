@@ -10,8 +10,6 @@ import pytest
 from tests.pretrain.runs import losses
 from tests.slurm.conftest import ROOT
 
-pytestmark = pytest.mark.slow
-
 MOCK = "--mock-data --tokenizer-type NullTokenizer --vocab-size 127".split()
 CORPUS = ROOT / "examples" / "data" / "wordnet_glosses.jsonl.gz"
 ITERATIONS = 120
@@ -34,6 +32,7 @@ def text(tmp_path):
     return inputs, ["--tokenizer-type", "SentencePieceTokenizer", "--tokenizer-model", model]
 
 
+@pytest.mark.slow
 def test_from_text_to_scores_through_a_requeue_and_a_node_failure(cluster, jobs, text):
     inputs, tokenizer = text
     training = [*tokenizer, "--split", "90,10,0", "--train-iters", ITERATIONS]
@@ -73,6 +72,7 @@ def test_from_text_to_scores_through_a_requeue_and_a_node_failure(cluster, jobs,
     assert (jobs.folder / "evaluation" / "scores.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_time_limit_does_not_end_training(cluster, jobs):
     """SLURM sends the signal itself, 30 to 60 s before the limit, which is in whole minutes."""
     flags = [*MOCK, "--train-iters", 100000, "--save-interval", 100000]
