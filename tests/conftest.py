@@ -16,14 +16,6 @@ TESTS = Path(__file__).parent
 LONGEST = [
     *("slurm", "distributed", "pretrain", "examples", "megatron_patches", "kernels", "conversion")
 ]
-    "slurm",
-    "distributed",
-    "pretrain",
-    "examples",
-    "megatron_patches",
-    "kernels",
-    "conversion",
-]
 
 
 @pytest.hookimpl(tryfirst=True)
