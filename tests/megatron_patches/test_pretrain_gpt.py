@@ -1,9 +1,9 @@
 """Megatron's training loop on CPU and gloo: the same training in every layout and when resumed."""
 
+import functools
+
 import pytest
 from gpt_run import EXACT, MOE, Run, train_all
-
-pytestmark = pytest.mark.slow
 
 LAYOUTS = {
     "dense": {
@@ -45,7 +45,18 @@ RESUMED = {
 }
 LOG = """--timing-log-level 2 --log-throughput --log-params-norm --log-num-zeros-in-grad
     --log-memory-interval 1 --log-device-memory-used --eval-iters 1 --eval-interval 1"""
-CASES = [(family, layout) for family, layouts in LAYOUTS.items() for layout in layouts]
+
+
+def marks(family):
+    """One family is quick enough to be trained every time."""
+    return () if family == "dense" else pytest.mark.slow
+
+
+CASES = [
+    pytest.param(family, layout, marks=marks(family))
+    for family, layouts in LAYOUTS.items()
+    for layout in layouts
+]
 
 
 def runs_of(family, directory):
@@ -82,13 +93,18 @@ def directory(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def records(directory):
-    layouts = [run for family in FAMILIES for run in runs_of(family, directory)]
-    return train_all([*layouts, *resumed_runs(directory), terminated_run(directory)], directory)
+    """What the runs of a family recorded, done once."""
+    return functools.cache(lambda family: train_all([*runs_of(family, directory)], directory))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.fixture(scope="module")
+def resumed(directory):
+    return train_all([*resumed_runs(directory)], directory)
+
+
+@pytest.mark.parametrize("family", [pytest.param(f, marks=marks(f)) for f in FAMILIES])
 def test_trains(records, family):
-    loss = records[f"{family} whole"]["loss"]
+    loss = records(family)[f"{family} whole"]["loss"]
     assert len(loss) == 4
     assert loss[-1] < loss[0]
 
@@ -96,24 +112,26 @@ def test_trains(records, family):
 @pytest.mark.parametrize(("family", "layout"), CASES)
 @pytest.mark.parametrize("what", ["loss", "grad_norm"])
 def test_layout_continues_the_run_of_one_process(records, family, layout, what):
-    whole = records[f"{family} whole"][what]
-    assert records[f"{family} {layout}"][what] == pytest.approx(whole[2:3], rel=1e-5)
+    whole = records(family)[f"{family} whole"][what]
+    assert records(family)[f"{family} {layout}"][what] == pytest.approx(whole[2:3], rel=1e-5)
 
 
 @pytest.mark.parametrize(("family", "layout"), CASES)
 @pytest.mark.parametrize("what", ["loss", "grad_norm"])
 def test_one_process_continues_the_run_of_a_layout(records, family, layout, what):
-    whole = records[f"{family} whole"][what]
-    assert records[f"{family} {layout} back"][what] == pytest.approx(whole[3:], rel=1e-5)
+    whole = records(family)[f"{family} whole"][what]
+    assert records(family)[f"{family} {layout} back"][what] == pytest.approx(whole[3:], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RESUMED)
 @pytest.mark.parametrize("what", ["loss", "grad_norm"])
-def test_resuming_is_exact(records, name, what):
-    assert records[f"resumed {name}"][what] == records[f"to resume {name}"][what][2:]
+def test_resuming_is_exact(resumed, name, what):
+    assert resumed[f"resumed {name}"][what] == resumed[f"to resume {name}"][what][2:]
 
 
-def test_sigterm_to_one_rank_saves_and_ends_the_run(records, directory):
+def test_sigterm_to_one_rank_saves_and_ends_the_run(directory):
+    records = train_all([terminated_run(directory)], directory)
     assert len(records["terminated"]["loss"]) == 1
     saved = directory / "terminated" / "latest_checkpointed_iteration.txt"
     assert saved.read_text() == "1"
