@@ -34,16 +34,16 @@ class _LowerRight(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple:  # type: ignore[override]
+    def backward(ctx: Any, d_out: Tensor) -> tuple:  # type: ignore[override]
         q, k, v, out, lse = ctx.saved_tensors
         gradients = [
             # With the sums over both parts each gives its share of the whole gradient.
-            _backward(grad, q, keys, values, out, lse, 0.0, causal, scale=ctx.scale)
+            _backward(d_out, q, keys, values, out, lse, 0.0, causal, scale=ctx.scale)
             for keys, values, causal in _parts(q, k, v)
         ]
         before, beside = gradients
-        dk, dv = (torch.cat([before[i], beside[i]], dim=-2) for i in (1, 2))
-        return before[0] + beside[0], dk, dv, None
+        d_k, d_v = (torch.cat([before[i], beside[i]], dim=-2) for i in (1, 2))
+        return before[0] + beside[0], d_k, d_v, None
 
 
 def _parts(q: Tensor, k: Tensor, v: Tensor) -> list[tuple[Tensor, Tensor, bool]]:
