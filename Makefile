@@ -7,7 +7,10 @@ LOCKED := tools/install.sh pyproject.toml requirements/uv.txt requirements/build
 SHELL_SCRIPTS = .ci/run $(shell find benchmarks examples tools slurm -name '*.sh' -o -name '*.sbatch')
 # Two processes of tests: what a laptop has cores for. Tests of several processes wait for each other.
 WORKERS ?= 2
-PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup
+# Some shells have it set; but without compiled files every process of ours starts 10 seconds later.
+unexport PYTHONDONTWRITEBYTECODE
+PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup \
+    --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test test-slow test-newest test-oldest lint lock bench bench-gpu clean

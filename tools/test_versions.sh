@@ -31,5 +31,5 @@ for requirement in map(Requirement, metadata.requires("helm-megatron")):
         print(f"    {requirement.name} {metadata.version(requirement.name)}")
 PYTHON
 
-OMP_NUM_THREADS=1 "$python" -m pytest -n "${WORKERS:-2}" --dist loadgroup -m "not slow" "$@" \
+OMP_NUM_THREADS=1 "$python" -m pytest -n "${WORKERS:-2}" --dist loadgroup --no-loadscope-reorder -m "not slow" "$@" \
     tests/hf tests/conversion tests/evaluation tests/data tests/megatron_patches tests/optim tests/pretrain/test_training.py
