@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "builder": {"model"},
     "arguments": {"config"},
     "data": {"__version__"},
-    "evaluation": {"conversion"},
+    "evaluation": {"conversion", "data"},
     "plan": {
         *("arguments", "builder", "checks", "command_line", "layers", "moe", "platform"),
         *("pretrain", "process_groups", "specs"),
