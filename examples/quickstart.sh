@@ -4,17 +4,25 @@
 # Trains a tokenizer on WordNet's glosses, tokenizes them, trains a small mixture of experts of
 # different curvatures in two processes (expert parallel), stops half-way, resumes, and compares the
 # validation loss with the unigram entropy. Then exports the model to Hugging Face's format, lets it
-# write, and evaluates it by lm-eval without a network. Run again, it goes on where it was; `make
-# clean` and it starts over.
+# write, and evaluates it by lm-eval without a network. Stopped, in whatever way, and run again, it
+# goes on where it was; `make clean` and it starts over.
 #
 # Arguments are further flags of the training, as --geometry euclidean or --seed 2.
-# Variables: RUN_DIR (runs/quickstart), PYTHON (.venv/bin/python), ITERATIONS (400; an even number).
+# Variables: RUN_DIR (runs/quickstart), PYTHON (.venv/bin/python), ITERATIONS (400; a multiple of 4).
 set -euo pipefail
+
+fail() {
+    echo "error: $1" >&2
+    exit 1
+}
 
 cd "$(dirname "$0")/.."
 RUN_DIR=${RUN_DIR:-runs/quickstart}
 PYTHON=${PYTHON:-.venv/bin/python}
 ITERATIONS=${ITERATIONS:-400}
+if ! [[ $ITERATIONS =~ ^[1-9][0-9]*$ ]] || ((ITERATIONS % 4)); then
+    fail "ITERATIONS=$ITERATIONS: not a multiple of 4"
+fi
 CORPUS=examples/data/wordnet_glosses.jsonl.gz
 SPLIT=95,5,0
 
@@ -54,82 +62,136 @@ TRAINING=(
 )
 
 FURTHER=("$@")
+TRACKER=$RUN_DIR/checkpoints/latest_checkpointed_iteration.txt
 
 step() {
     printf '\n[%s] %s\n' "$1" "$2"
 }
 
-# Megatron's progress log; what it says at start-up is in the log file.
-progress() {
-    grep --line-buffered -E '(^| )iteration +[0-9]+/|helm at|validation loss|checkpoint at|exiting'
+# A Python program that ends when this script does, however that ends.
+python() {
+    setpriv --pdeathsig TERM "$PYTHON" "$@"
 }
 
+# Ranks are children of torch's launcher, which cannot end them where it is killed itself.
 train() {
-    "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node 2 \
-        pretrain_helm.py "${MODEL[@]}" "${TEXT[@]}" "${TRAINING[@]}" "${FURTHER[@]}"
+    exec setpriv --pdeathsig TERM "$PYTHON" -m torch.distributed.run --standalone \
+        --nproc_per_node 2 --no-python \
+        setpriv --pdeathsig KILL "$PYTHON" -u pretrain_helm.py \
+        "${MODEL[@]}" "${TEXT[@]}" "${TRAINING[@]}" "${FURTHER[@]}"
 }
 
-# Train with the output in file $1; where it fails, show why.
+# Train with the output in file $1, and its progress shown; where it fails, show why.
 run_training() {
-    if ! train 2>&1 | tee "$1" | progress; then
+    if ! train 2>&1 | tee --ignore-interrupts "$1" | python examples/quickstart_log.py; then
         grep -E 'Error:|error:' "$1" | grep -v ChildFailedError | tail -n 3 >&2 || true
-        echo "error: training failed; the whole log is $1" >&2
-        exit 1
+        fail "training failed; the whole log is $1"
     fi
 }
 
-# Run a command with its messages in a log file named $1; where it fails, show the last of them.
+# Run a Python program with its messages in a log file named $1; where it fails, show the last.
 run_quietly() {
     local log=$RUN_DIR/$1.log
-    if ! "${@:2}" 2>"$log"; then
+    if ! python "${@:2}" 2>"$log"; then
         tail -n 1 "$log" >&2
         exit 1
     fi
 }
 
+# What is in RUN_DIR, and what is asked of it now: its training must be one.
+check_settings() {
+    local asked all begun
+    asked="ITERATIONS=$ITERATIONS${FURTHER[*]:+ ${FURTHER[*]}}"
+    all="${MODEL[*]} ${TEXT[*]} ${TRAINING[*]}"
+    printf '%s\n' "$asked" "${all//"$RUN_DIR"/RUN_DIR}" >"$RUN_DIR/.settings"
+    if [[ -e $RUN_DIR/settings ]]; then
+        cmp -s "$RUN_DIR/settings" "$RUN_DIR/.settings" && return
+        begun=$(head -n 1 "$RUN_DIR/settings")
+        [[ $begun != "$asked" ]] || begun="other settings in this script"
+    elif [[ -e $RUN_DIR/checkpoints ]]; then
+        begun="an earlier version of this script"
+    else
+        mv "$RUN_DIR/.settings" "$RUN_DIR/settings"
+        return
+    fi
+    fail "$RUN_DIR was begun with $begun, not $asked: remove it (make clean) or set another RUN_DIR"
+}
+
 mkdir -p "$RUN_DIR"
+trap 'echo; echo "stopped; the same command goes on from here" >&2; exit 130' INT
+# Held by this script and the programs that it starts, until the last of them has ended.
+exec {lock}>"$RUN_DIR/lock"
+flock --wait 20 "$lock" ||
+    fail "another quickstart is at work in $RUN_DIR: wait for it, or set another RUN_DIR"
+check_settings
+rm -rf "$RUN_DIR"/.staged-*  # of a tokenizer's training that was killed
 
 step 1/8 "A tokenizer of 4,096 tokens, trained on $CORPUS"
-if [[ ! -e $RUN_DIR/wordnet.model ]]; then
-    "$PYTHON" tools/train_tokenizer.py --input "$CORPUS" --vocab-size 4096 \
+if [[ -e $RUN_DIR/wordnet.model ]]; then
+    echo "$RUN_DIR/wordnet.model: there already"
+else
+    python tools/train_tokenizer.py --input "$CORPUS" --vocab-size 4096 \
         --output-prefix "$RUN_DIR/wordnet"
 fi
 
 step 2/8 "The text as tokens: $DATA.bin and .idx"
-if [[ ! -e $DATA.idx ]]; then
-    "$PYTHON" tools/preprocess_data.py --input "$CORPUS" --output-prefix "$RUN_DIR/wordnet" \
+if [[ -e $DATA.idx && ! -e $RUN_DIR/wordnet.partial ]]; then
+    echo "$DATA.idx: there already"
+else
+    python tools/preprocess_data.py --input "$CORPUS" --output-prefix "$RUN_DIR/wordnet" \
         --tokenizer-type SentencePieceTokenizer --tokenizer-model "$RUN_DIR/wordnet.model" \
-        --append-eod
+        --append-eod --resume
 fi
 
-if [[ ! -e $RUN_DIR/checkpoints/latest_checkpointed_iteration.txt ]]; then
-    step 3/8 "Training up to iteration $((ITERATIONS / 2)) of $ITERATIONS, stopped there on purpose"
+# Megatron writes a checkpoint first and its number last, here, but not in one step: where the number
+# is missing, the run starts anew.
+[[ -s $TRACKER ]] || rm -f "$TRACKER"
+
+step 3/8 "Training up to iteration $((ITERATIONS / 2)) of $ITERATIONS, stopped there on purpose"
+if [[ -e $TRACKER ]]; then
+    echo "there is a checkpoint of iteration $(<"$TRACKER") already"
+else
     run_training "$RUN_DIR/train.log"
 fi
 
 step 4/8 "The same command again: it resumes from its checkpoint"
-run_training "$RUN_DIR/resume.log"
+if [[ -e $RUN_DIR/trained ]]; then
+    echo "trained already"
+else
+    run_training "$RUN_DIR/resume.log"
+    touch "$RUN_DIR/trained"
+fi
 
 step 5/8 "How well it does"
-entropy=$("$PYTHON" tools/unigram_entropy.py --data-path "$DATA" --split "$SPLIT" 2>"$RUN_DIR/entropy.log")
-"$PYTHON" tools/plot_losses.py --tensorboard-dir "$RUN_DIR/tensorboard" \
+entropy=$(python tools/unigram_entropy.py --data-path "$DATA" --split "$SPLIT" \
+    2>"$RUN_DIR/entropy.log") || fail "$(tail -n 1 "$RUN_DIR/entropy.log")"
+python tools/plot_losses.py --tensorboard-dir "$RUN_DIR/tensorboard" \
     --output "$RUN_DIR/loss.png" --unigram-entropy "$entropy"
 
 step 6/8 "The last checkpoint in Hugging Face's format: $HF"
-if [[ ! $HF/config.json -nt $RUN_DIR/checkpoints/latest_checkpointed_iteration.txt ]]; then
+if [[ $HF/config.json -nt $RUN_DIR/trained ]]; then
+    echo "$HF: there already"
+else
     rm -rf "$HF"
-    run_quietly export "$PYTHON" tools/checkpoint/convert.py --from megatron --to hf \
+    run_quietly export tools/checkpoint/convert.py --from megatron --to hf \
         --load "$RUN_DIR/checkpoints" --save "$HF"
     grep '^logits' "$RUN_DIR/export.log"
 fi
 
 step 7/8 "What it writes"
-run_quietly generate "$PYTHON" tools/generate.py --load "$HF" --prompt "dog: a kind of"
+run_quietly generate tools/generate.py --load "$HF" --prompt "dog: a kind of"
 
 step 8/8 "lm-eval: questions on WordNet that it was not trained on, and on MMLU's subjects"
-"$PYTHON" tools/evaluate.py --load "$HF" --tasks offline \
-    --output-dir "$RUN_DIR/evaluation" --overwrite --update-card
+EVALUATION=$RUN_DIR/evaluation
+# The model card is changed last.
+if [[ $EVALUATION/scores.json -nt $HF/config.json && $HF/README.md -nt $EVALUATION/scores.json ]]; then
+    echo "evaluated already: $EVALUATION"
+    cat "$EVALUATION/scores.md"
+else
+    python tools/evaluate.py --load "$HF" --tasks offline --unigram-data "$DATA" --split "$SPLIT" \
+        --output-dir "$EVALUATION" --overwrite --update-card
+fi
 echo
-echo "A model this small, trained for minutes, is close to guessing; MMLU is beyond it."
+python examples/quickstart_scores.py "$EVALUATION/scores.json"
 echo
 echo "Next: train on your own text, see 'Train on your own data' in README.md."

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "builder": {"model"},
     "arguments": {"config", "transformer_config"},
     "data": {"__version__", "errors"},
-    "evaluation": {"conversion", "errors"},
+    "evaluation": {"conversion", "data", "errors"},
     "megatron_patches": {"optim"},
     "plan": {
         *("arguments", "builder", "checks", "command_line", "kernels", "layers"),

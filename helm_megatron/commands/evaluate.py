@@ -8,12 +8,15 @@ list with its numbers of shots (CommonsenseQA, HellaSwag, OpenBookQA, MMLU, ARC-
 Example:
     python tools/evaluate.py --load checkpoints --tasks offline --output-dir evaluation
 
-writes scores.md, scores.json, scores.png, and lm-eval's own lm_eval.json and lm_eval.log.
+With `--unigram-data PREFIX --split 95,5,0` each score stands beside that of a model which knows
+only how often each token occurs in the training data. It writes scores.md, scores.json,
+scores.png, and lm-eval's own lm_eval.json and lm_eval.log.
 """
 
 import argparse
 import json
 import sys
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,7 +27,7 @@ from helm_megatron.evaluation.errors import EvaluationError
 from helm_megatron.evaluation.harness import Options, Outcome, run
 from helm_megatron.evaluation.model import hf_folder
 from helm_megatron.evaluation.presets import task_names
-from helm_megatron.evaluation.scores import markdown, read_scores
+from helm_megatron.evaluation.scores import markdown, read_scores, with_unigram
 
 
 def parse_args() -> argparse.Namespace:
@@ -54,6 +57,12 @@ def parse_args() -> argparse.Namespace:
         "--log-samples", action="store_true", help="write samples_TASK.jsonl: every answer"
     )
     parser.add_argument(
+        "--unigram-data",
+        metavar="PREFIX",
+        help="the training data, as for --data-path: adds the scores of its unigram model",
+    )
+    parser.add_argument("--split", help="with --unigram-data: as for training, for example 95,5,0")
+    parser.add_argument(
         "--update-card",
         action="store_true",
         help="put the scores into the model card (README.md) of an exported folder",
@@ -62,11 +71,13 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def write(outcome: Outcome, args: argparse.Namespace) -> str:
+def write(outcome: Outcome, unigram: Outcome | None, args: argparse.Namespace) -> str:
     """Write all files of the output folder, and return the table."""
     from helm_megatron.evaluation.chart import draw  # it imports matplotlib, seconds
 
     scores = read_scores(outcome.results)
+    if unigram is not None:
+        scores = with_unigram(scores, read_scores(unigram.results))
     table = markdown(scores)
     if outcome.truncated:
         context = outcome.results["max_length"]
@@ -75,6 +86,8 @@ def write(outcome: Outcome, args: argparse.Namespace) -> str:
         "model": str(args.load),
         "tasks": args.tasks,
         "limit": args.limit,
+        "unigram_data": args.unigram_data,
+        "split": args.split,
         "truncated_prompts": outcome.truncated,
         "lm_eval": outcome.results.get("lm_eval_version"),
         "scores": [asdict(score) for score in scores],
@@ -93,6 +106,8 @@ def write(outcome: Outcome, args: argparse.Namespace) -> str:
 
 def evaluate(args: argparse.Namespace) -> str:
     """Run lm-eval on the model and return the table of scores."""
+    if (args.unigram_data is None) != (args.split is None):
+        raise EvaluationError("--unigram-data and --split come together, as for training")
     if args.update_card and not (args.load / "README.md").is_file():
         raise EvaluationError(f"--update-card: {args.load} has no README.md")
     finished = args.output_dir / "scores.json"
@@ -115,14 +130,29 @@ def evaluate(args: argparse.Namespace) -> str:
         flags += [] if value is None else [flag, str(value)]
     try:
         args.output_dir.mkdir(parents=True, exist_ok=True)
-        with hf_folder(args.load, args.output_dir, flags) as folder:
-            outcome = run(folder, options, args.output_dir / "lm_eval.log")
+        with tempfile.TemporaryDirectory() as temporary:
+            counts = count_tokens(args, Path(temporary))
+            with hf_folder(args.load, args.output_dir, flags) as folder:
+                unigram = None
+                if counts is not None:  # the first to run: it takes seconds and may be refused
+                    unigram = run(folder, options, args.output_dir / "unigram.log", counts)
+                outcome = run(folder, options, args.output_dir / "lm_eval.log")
     except OSError as error:
         raise EvaluationError(f"{error.filename}: {error.strerror}") from error
-    table = write(outcome, args)
+    table = write(outcome, unigram, args)
     if args.update_card:
         update_card(args.load, args.output_dir / "lm_eval.json")
     return table
+
+
+def count_tokens(args: argparse.Namespace, folder: Path) -> Path | None:
+    """Count the tokens of --unigram-data, if given, in a file of a folder."""
+    if args.unigram_data is None:
+        return None
+    from helm_megatron.evaluation.unigram_counts import write_counts  # imports Megatron, seconds
+
+    write_counts(args.unigram_data, args.split, folder / "counts.json")
+    return folder / "counts.json"
 
 
 def update_card(folder: Path, results: Path) -> None:

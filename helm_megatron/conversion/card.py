@@ -103,7 +103,9 @@ def set_evaluation(folder: Path, results: Path) -> None:
     if not limits:
         raise ValueError(f"{path} is not a model card of tools/checkpoint/convert.py")
     before = head.split("\n## Evaluation\n")[0]
-    path.write_text(before + _evaluation(results) + limits + rest)
+    written = path.with_name(".README.md.partial")
+    written.write_text(before + _evaluation(results) + limits + rest)
+    written.replace(path)  # whole or not at all, where this is stopped
 
 
 def _losses(folder: Path, tensorboard: Path | None) -> str:

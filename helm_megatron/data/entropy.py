@@ -27,28 +27,33 @@ def unigram_entropy(prefix: str, split: str, part: str = "valid") -> float:
     Raises:
         DataError: the files are missing, or the split gives this part no tokens.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about Transformer Engine, ranks: irrelevant here
-        dataset = _open(prefix)
-        first, last = _split_bounds(split, SPLITS.index(part), len(dataset))
-    starts = np.concatenate([[0], np.cumsum(dataset.sequence_lengths, dtype=np.int64)])
-    counts = _token_counts(dataset, int(starts[first]), int(starts[last]))
-    if not counts.any():
-        raise DataError(f"{prefix}: --split {split} leaves no tokens for '{part}'")
+    counts = token_counts(prefix, split, part)
     shares = counts[counts > 0] / counts.sum()
     return float(-(shares * np.log(shares)).sum())
 
 
-def token_counts(prefix: str) -> np.ndarray:
+def token_counts(prefix: str, split: str | None = None, part: str = "train") -> np.ndarray:
     """How often each token id occurs in a .bin/.idx dataset, up to the largest that does.
 
+    Args:
+        prefix: path without .bin/.idx, as for Megatron's --data-path.
+        split: as for `unigram_entropy`; if not given, all is counted.
+        part: which part of the split.
+
     Raises:
-        DataError: the files are missing.
+        DataError: the files are missing, or the split gives this part no tokens.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # about Transformer Engine, ranks: irrelevant here
         dataset = _open(prefix)
-    return _token_counts(dataset, 0, int(dataset.sequence_lengths.sum(dtype=np.int64)))
+        first, last = 0, len(dataset)
+        if split is not None:
+            first, last = _split_bounds(split, SPLITS.index(part), len(dataset))
+    starts = np.concatenate([[0], np.cumsum(dataset.sequence_lengths, dtype=np.int64)])
+    counts = _token_counts(dataset, int(starts[first]), int(starts[last]))
+    if split is not None and not counts.any():
+        raise DataError(f"{prefix}: --split {split} leaves no tokens for '{part}'")
+    return counts
 
 
 def _open(prefix: str) -> Any:

@@ -1,6 +1,7 @@
 """Scores as a picture."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -10,9 +11,12 @@ from matplotlib import pyplot as plt
 
 from helm_megatron.evaluation.scores import Score
 
+CHANCE: dict[str, Any] = {"linestyle": "--", "color": "tab:orange"}
+UNIGRAM: dict[str, Any] = {"linestyle": ":", "color": "tab:green"}
+
 
 def draw(scores: list[Score], title: str, path: Path) -> None:
-    """Write a PNG: a bar a score with its standard error, and a line at chance.
+    """Write a PNG: a bar a score with its standard error; lines at chance and at unigram.
 
     Args:
         scores: those between 0 and 1 are shown.
@@ -21,9 +25,12 @@ def draw(scores: list[Score], title: str, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 1.2 + 0.4 * len(shown)), layout="constrained")
     for height, score in enumerate(shown):
         axes.barh(height, score.value, xerr=score.stderr, color="tab:blue", ecolor="black")
-        if score.chance is not None:
-            axes.plot([score.chance] * 2, [height - 0.4, height + 0.4], "--", color="tab:orange")
-    axes.plot([], [], "--", color="tab:orange", label="chance")
+        for value, style in ((score.chance, CHANCE), (score.unigram, UNIGRAM)):
+            if value is not None:
+                axes.plot([value] * 2, [height - 0.4, height + 0.4], **style)
+    axes.plot([], [], label="chance", **CHANCE)
+    if any(score.unigram is not None for score in shown):
+        axes.plot([], [], label="unigram", **UNIGRAM)
     axes.set_yticks(range(len(shown)), [f"{score.task}, {score.metric}" for score in shown])
     axes.set(xlim=(0, 1), xlabel="score, with its standard error", title=title)
     axes.legend()

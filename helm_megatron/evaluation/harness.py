@@ -54,11 +54,19 @@ class Outcome:
     truncated: bool
 
 
-def command(model: Path, options: Options, output: Path) -> list[str]:
-    """Return the lm-eval command for a Hugging Face folder, without the interpreter."""
+def command(model: Path, options: Options, output: Path, unigram: Path | None = None) -> list[str]:
+    """Return the lm-eval command for a Hugging Face folder, without the interpreter.
+
+    With a file of `unigram.write_counts`, the command for the unigram model of these counts, which
+    takes the folder's tokenizer.
+    """
     # As JSON, which takes any path; key=value,... would split one with a comma.
     model_args = {"pretrained": str(model), "trust_remote_code": True, "dtype": options.dtype}
-    words = ["lm_eval", "run", "--model", "hf", "--model_args", json.dumps(model_args)]
+    words = ["lm_eval", "run", "--model", "hf"]
+    if unigram is not None:
+        model_args = {"tokenizer": str(model), "counts": str(unigram)}
+        words = ["helm_megatron.evaluation.unigram", "run", "--model", "unigram"]
+    words += ["--model_args", json.dumps(model_args)]
     words += ["--tasks", ",".join(options.tasks), "--batch_size", options.batch_size]
     words += ["--include_path", str(TASKS), "--output_path", str(output)]
     for flag, value in (
@@ -71,8 +79,8 @@ def command(model: Path, options: Options, output: Path) -> list[str]:
     return words + ["--log_samples"] * options.log_samples
 
 
-def run(model: Path, options: Options, log: Path) -> Outcome:
-    """Evaluate a Hugging Face folder; everything lm-eval says goes into `log`.
+def run(model: Path, options: Options, log: Path, unigram: Path | None = None) -> Outcome:
+    """Evaluate what `command` names; everything lm-eval says goes into `log`.
 
     Raises:
         EvaluationError: lm-eval is not installed, or fails.
@@ -82,7 +90,7 @@ def run(model: Path, options: Options, log: Path) -> Outcome:
     environment = os.environ | (OFFLINE if is_offline(options.tasks) else {})
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder)
-        words = [sys.executable, "-m", *command(model, options, output)]
+        words = [sys.executable, "-m", *command(model, options, output, unigram)]
         with (
             log.open("w", encoding="utf-8") as lines,
             subprocess.Popen(
@@ -97,7 +105,8 @@ def run(model: Path, options: Options, log: Path) -> Outcome:
             assert process.stdout is not None
             follow(process.stdout, lines)
         if process.returncode:
-            raise EvaluationError(f"lm-eval: {reason(log)}; all it said is in {log}")
+            name = "lm-eval" if unigram is None else "--unigram-data"
+            raise EvaluationError(f"{name}: {reason(log)}; all that lm-eval said is in {log}")
         return collect(output, log)
 
 

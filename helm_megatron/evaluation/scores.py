@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from helm_megatron.evaluation.presets import CHANCE
@@ -18,6 +18,8 @@ class Score:
         questions: how many were asked.
         stderr: standard error of `value`; None if lm-eval gives none.
         chance: what guessing gives; None where it is not known.
+        unigram: what a model of single tokens gives that was fitted to training data; None where
+            none was asked.
     """
 
     task: str
@@ -27,6 +29,7 @@ class Score:
     value: float
     stderr: float | None
     chance: float | None
+    unigram: float | None = None
 
     @property
     def deviations(self) -> float | None:
@@ -43,6 +46,12 @@ def read_scores(results: dict[str, Any]) -> list[Score]:
     inner = {name for names in members.values() for name in names}
     roots = [name for name in results["results"] if name not in inner]
     return [score for root in roots for score in _scores(root, results)]
+
+
+def with_unigram(scores: list[Score], unigram: list[Score]) -> list[Score]:
+    """Return the scores of a model with those of the unigram model on the same tasks."""
+    values = {(score.task, score.metric): score.value for score in unigram}
+    return [replace(score, unigram=values[score.task, score.metric]) for score in scores]
 
 
 def _scores(name: str, results: dict[str, Any]) -> Iterator[Score]:
@@ -71,6 +80,13 @@ def _scores(name: str, results: dict[str, Any]) -> Iterator[Score]:
         )
 
 
+SD = (
+    "sd: standard deviations of the score of a guesser. Within 2 sd the model may as well be"
+    " guessing."
+)
+UNIGRAM = "unigram: a model that knows only how often each token occurs in the training text."
+
+
 def _questions(name: str, results: dict[str, Any]) -> int:
     counts = results["n-samples"]
     if name in counts:
@@ -84,24 +100,23 @@ def _chance(name: str, results: dict[str, Any]) -> float | None:
     return metadata.get("chance", CHANCE.get(name))
 
 
-HEADER = """\
-| task | metric | shots | questions | score | standard error | chance | above chance |
-|---|---|--:|--:|--:|--:|--:|--:|"""
-
-
 def markdown(scores: list[Score]) -> str:
-    """Return the scores as a Markdown table, and what its last column means."""
-    rows = [
-        f"| {score.task} | {score.metric} | {_cell(score.shots, 'd')} | {score.questions} "
-        f"| {score.value:.3f} | {_cell(score.stderr, '.3f')} | {_cell(score.chance, '.3f')} "
-        f"| {_cell(score.deviations, '+.1f', ' sd')} |"
-        for score in scores
-    ]
-    note = (
-        "sd: standard deviations of the score of a guesser. Within 2 sd the model may as well be"
-        " guessing."
-    )
-    return "\n".join([HEADER, *rows, "", note]) + "\n"
+    """Return the scores as a Markdown table, and what its last columns mean."""
+    has_unigram = any(score.unigram is not None for score in scores)
+    references = ["chance", "unigram"] if has_unigram else ["chance"]
+    names = ["questions", "score", "standard error", *references, "above chance"]
+    lines = [f"| task | metric | shots | {' | '.join(names)} |", "|---|---|" + "--:|" * 6]
+    lines[1] += "--:|" * has_unigram
+    for score in scores:
+        cells = [
+            *(score.task, score.metric, _cell(score.shots, "d"), str(score.questions)),
+            *(f"{score.value:.3f}", _cell(score.stderr, ".3f"), _cell(score.chance, ".3f")),
+            *([_cell(score.unigram, ".3f")] if has_unigram else []),
+            _cell(score.deviations, "+.1f", " sd"),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", SD] + [UNIGRAM] * has_unigram
+    return "\n".join(lines) + "\n"
 
 
 def _cell(value: float | None, form: str, unit: str = "") -> str:

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from helm_megatron.evaluation.chart import draw
-from helm_megatron.evaluation.scores import markdown, read_scores
+from helm_megatron.evaluation.scores import markdown, read_scores, with_unigram
 
 # As lm-eval writes them: a group without a score of its own, one with, and a perplexity.
 RESULTS = {
@@ -51,3 +51,25 @@ def test_table_and_chart(tmp_path):
     assert lines[4] == "| wikitext | word_perplexity | 0 | 62 | 20.500 |  |  |  |"
     draw(scores, "a model", tmp_path / "scores.png")
     assert (tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_unigram_stands_beside_chance(tmp_path):
+    changed = {name: dict(values) for name, values in RESULTS["results"].items()}
+    changed["mmlu"]["acc,none"] = 0.27
+    unigram = read_scores(RESULTS | {"results": changed})
+    scores = with_unigram(read_scores(RESULTS), unigram)
+    assert [(score.value, score.unigram) for score in scores] == [
+        (0.3, 0.27),
+        (0.5, 0.5),
+        (20.5, 20.5),
+    ]
+    head, rule, first, *_, note = markdown(scores).splitlines()
+    assert head.count("|") == rule.count("|") == first.count("|")
+    assert head.endswith("| chance | unigram | above chance |")
+    assert first == "| mmlu | acc | 5 | 144 | 0.300 | 0.010 | 0.250 | 0.270 | +1.4 sd |"
+    assert note.startswith("unigram: ")
+    pictures = []
+    for shown in (scores, read_scores(RESULTS)):
+        draw(shown, "a model", tmp_path / "scores.png")
+        pictures.append((tmp_path / "scores.png").read_bytes())
+    assert pictures[0] != pictures[1]
