@@ -1,6 +1,7 @@
 """The code keeps its shape: imports run one way, files and functions stay small."""
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -13,47 +14,18 @@ SOURCES = sorted(
     for path in (ROOT / folder).rglob("*.py")
 ) + [ROOT / "pretrain_helm.py"]
 
-# What each part of the package may import of the others.
-MAY_IMPORT = {
-    "geometry": set(),
-    "kernels": {"geometry"},
-    "config": set(),
-    "transformer_config": {"config"},
-    "layers": {"geometry", "kernels", "transformer_config"},
-    "moe": {"config", "geometry", "kernels", "layers", "transformer_config"},
-    "optim": {"errors", "geometry", "kernels", "transformer_config"},
-    "specs": {"layers", "moe", "transformer_config"},
-    "model": {"layers", "specs", "transformer_config"},
-    "builder": {"model"},
-    "arguments": {"config", "transformer_config"},
-    "data": {"__version__", "errors"},
-    "evaluation": {"conversion", "data", "errors"},
-    "megatron_patches": {"optim"},
-    "plan": {
-        *("arguments", "builder", "checks", "command_line", "kernels", "layers"),
-        *("megatron_patches", "process_groups", "specs"),
-    },
-    "commands": {
-        *("analysis", "checks", "conversion", "data", "errors", "evaluation", "hf"),
-        *("megatron_patches", "pretrain"),
-    },
-    # It imports the module of the command that is chosen, by name.
-    "cli": set(),
-    "verify": {
-        *("arguments", "builder", "checks", "errors", "megatron_patches", "moe", "optim"),
-        *("pretrain", "process_groups"),
-    },
-    "hf": set(),
-    "conversion": {
-        *("analysis", "arguments", "builder", "checkpoint", "checks", "command_line", "config"),
-        *("data", "errors", "geometry", "hf", "process_groups", "specs", "transformer_config"),
-    },
-    "cluster": {"errors"},
-    "process_groups": set(),
-    "command_line": {"checks", "pretrain"},
-    "errors": set(),
-    "doctor": set(),
-}
+
+def imports_of_the_map():
+    """What each part may import of the others, by the table of docs/architecture.md."""
+    rows = re.findall(
+        r"^\| `(\w+)` \| .+ \| (nothing|(?:`\w+`(?:, )?)+) \|$",
+        (ROOT / "docs" / "architecture.md").read_text(),
+        re.MULTILINE,
+    )
+    return {part: set(re.findall(r"\w+", others)) - {"nothing"} for part, others in rows}
+
+
+MAY_IMPORT = imports_of_the_map()
 
 
 def imported_parts(path):
@@ -74,8 +46,16 @@ def test_imports_run_one_way(part):
     package = ROOT / "helm_megatron" / part
     files = sorted(package.rglob("*.py")) if package.is_dir() else [package.with_suffix(".py")]
     assert files
+    found = {path: imported_parts(path) - {part, "__version__"} for path in files}
     for path in files:
-        assert imported_parts(path) <= MAY_IMPORT[part] | {part}, path
+        assert found[path] <= MAY_IMPORT[part], path
+    assert MAY_IMPORT[part] == set().union(*found.values()), "the map lists what is not imported"
+
+
+def test_every_part_is_on_the_map():
+    paths = (ROOT / "helm_megatron").iterdir()
+    parts = {path.stem for path in paths if not path.name.startswith("__")}
+    assert parts == MAY_IMPORT.keys()
 
 
 def modules_imported(path, modules):
