@@ -100,19 +100,19 @@ run_quietly() {
 
 # What is in RUN_DIR, and what is asked of it now: its training must be one.
 check_settings() {
-    local asked all begun
+    local asked settings begun
     asked="ITERATIONS=$ITERATIONS${FURTHER[*]:+ ${FURTHER[*]}}"
-    all="${MODEL[*]} ${TEXT[*]} ${TRAINING[*]}"
-    printf '%s\n' "$asked" "${all//"$RUN_DIR"/RUN_DIR}" >"$RUN_DIR/.settings"
-    if [[ -e $RUN_DIR/settings ]]; then
-        cmp -s "$RUN_DIR/settings" "$RUN_DIR/.settings" && return
+    settings="${MODEL[*]} ${TEXT[*]} ${TRAINING[*]}"
+    settings=$(printf '%s\n' "$asked" "${settings//"$RUN_DIR"/RUN_DIR}")
+    if [[ -s $RUN_DIR/settings ]]; then
+        [[ $(<"$RUN_DIR/settings") != "$settings" ]] || return 0
         begun=$(head -n 1 "$RUN_DIR/settings")
         [[ $begun != "$asked" ]] || begun="other settings in this script"
     elif [[ -e $RUN_DIR/checkpoints ]]; then
         begun="an earlier version of this script"
     else
-        mv "$RUN_DIR/.settings" "$RUN_DIR/settings"
-        return
+        printf '%s\n' "$settings" >"$RUN_DIR/settings"
+        return 0
     fi
     fail "$RUN_DIR was begun with $begun, not $asked: remove it (make clean) or set another RUN_DIR"
 }
