@@ -1,5 +1,8 @@
 import math
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,7 +65,10 @@ def test_bad_splits(tmp_path, split, message):
 
 def test_tool(run_tool, tmp_path):
     prefix = write(tmp_path / "data", [[1, 2]] * 20)
-    done = run_tool("unigram_entropy.py", "--data-path", prefix, "--split", "9,1,0")
+    # A process of its own: stdout is what a script reads, with nothing else on it.
+    tool = Path(__file__).parents[2] / "tools" / "unigram_entropy.py"
+    command = [sys.executable, tool, "--data-path", prefix, "--split", "9,1,0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == f"{math.log(2):.4f}\n"
     failed = run_tool("unigram_entropy.py", "--data-path", tmp_path / "no", "--split", "9,1,0")
     assert failed.returncode == 1

@@ -1,9 +1,8 @@
-import runpy
-from pathlib import Path
-
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
+
+from helm_megatron.analysis.losses import read_curve
 
 
 def log_run(folder, losses, validation):
@@ -22,8 +21,6 @@ def log(tmp_path):
 
 
 def test_resumed_run_gives_one_curve(log):
-    tool = Path(__file__).parents[2] / "tools" / "plot_losses.py"
-    read_curve = runpy.run_path(str(tool))["read_curve"]
     events = EventAccumulator(str(log)).Reload()
     expected = [(i, 9 - i if i < 11 else 8 - i) for i in range(30)]
     assert read_curve(events, "lm loss") == expected

@@ -149,7 +149,7 @@ def test_bf16(model, tmp_path):
     load = models.HelmForCausalLM.from_pretrained
     exact, hf = (load(tmp_path / "hf", dtype=dtype).eval() for dtype in (None, torch.bfloat16))
     exact = exact.float()
-    ids = tokens()
+    ids = tokens(batch=8)  # a token for which rounding changes the choice of experts weighs little
     with torch.no_grad():
         wanted = exact(ids).logits
         cache = DynamicCache(config=hf.config)
