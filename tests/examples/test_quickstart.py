@@ -104,7 +104,7 @@ def kill_launcher(pid):
         try:
             stat = (process / "stat").read_text().rsplit(")", 1)[1].split()
             if (
-                int(stat[1]) == pid
+                int(stat[2]) == pid  # its group: a shell of a pipeline may stand between
                 and b"torch.distributed.run" in (process / "cmdline").read_bytes()
             ):
                 os.kill(int(process.name), signal.SIGKILL)
