@@ -100,17 +100,19 @@ def interrupt(pid):
 
 def kill_launcher(pid):
     """End torch's launcher alone; the ranks and the script see to themselves."""
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            stat = (process / "stat").read_text().rsplit(")", 1)[1].split()
-            if (
-                int(stat[2]) == pid  # its group: a shell of a pipeline may stand between
-                and b"torch.distributed.run" in (process / "cmdline").read_bytes()
-            ):
-                os.kill(int(process.name), signal.SIGKILL)
-                return
-        except OSError:
-            continue
+    end = time.monotonic() + TIMEOUT  # the log of the run before may say already that it trains
+    while time.monotonic() < end:
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                stat = (process / "stat").read_text().rsplit(")", 1)[1].split()
+                if (
+                    int(stat[2]) == pid  # its group: a shell of a pipeline may stand between
+                    and b"torch.distributed.run" in (process / "cmdline").read_bytes()
+                ):
+                    os.kill(int(process.name), signal.SIGKILL)
+                    return
+            except OSError:
+                continue
     raise AssertionError("no launcher")
 
 
