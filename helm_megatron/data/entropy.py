@@ -1,5 +1,6 @@
 """The entropy of single tokens: the loss that a model must beat to have used any context."""
 
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,8 @@ def _open(prefix: str) -> Any:
     for path in (f"{prefix}.bin", f"{prefix}.idx"):
         if not Path(path).is_file():
             raise DataError(f"{path}: no such file; make it with tools/preprocess_data.py")
+    # It says on import that a CUDA toolkit without a GPU is of no use.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     from megatron.core.datasets.indexed_dataset import IndexedDataset
 
     return IndexedDataset(prefix)
