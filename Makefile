@@ -5,7 +5,7 @@ RUN := $(VENV)/.installed-run
 ALL := $(VENV)/.installed-test
 LOCKED := tools/install.sh pyproject.toml requirements/uv.txt requirements/build.txt
 SHELL_SCRIPTS = .ci/run $(shell find benchmarks examples tools slurm -name '*.sh' -o -name '*.sbatch')
-# Two processes of tests: what a laptop has cores for. Tests of several processes wait for each other.
+# Processes of tests; each may start up to four of its own (tests/conftest.py: what shares one).
 WORKERS ?= 2
 # Some shells have it set; but without compiled files every process of ours starts 10 seconds later.
 unexport PYTHONDONTWRITEBYTECODE
