@@ -39,6 +39,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.add_marker(pytest.mark.xdist_group(group))
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    """The same random numbers for a test, whatever ran before it in its worker."""
+    import torch
+
+    torch.manual_seed(1234)
+
+
 @pytest.fixture(scope="session")
 def one_process(tmp_path_factory):
     """A process group of one with Megatron's parallel state and seeded random trackers."""
