@@ -7,8 +7,8 @@ Example:
 
 import argparse
 import sys
-from pathlib import Path
 
+from helm_megatron.commands.options import prefix
 from helm_megatron.data.merge import find_prefixes, merge
 from helm_megatron.errors import HelmError
 
@@ -22,7 +22,7 @@ def main() -> None:
         "--input", nargs="+", required=True, help="paths without .bin/.idx, or folders of datasets"
     )
     parser.add_argument(
-        "--output-prefix", type=Path, required=True, help="path of the output without .bin/.idx"
+        "--output-prefix", type=prefix, required=True, help="path of the output without .bin/.idx"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace existing output")
     args = parser.parse_args()

@@ -1,6 +1,7 @@
 """Types of flags that several commands have, for argparse."""
 
 import argparse
+from pathlib import Path
 
 
 def positive(text: str) -> int:
@@ -17,3 +18,10 @@ def not_negative(text: str) -> int:
     if value < 0:
         raise argparse.ArgumentTypeError(f"{value} is negative")
     return value
+
+
+def prefix(text: str) -> Path:
+    """Parse a path that suffixes are appended to."""
+    if not text.strip() or not Path(text).name:
+        raise argparse.ArgumentTypeError(f"'{text}' has no name to append a suffix to")
+    return Path(text)

@@ -16,9 +16,8 @@ at it); train with `--data-path data/corpus_text_document`. A run that was stopp
 import argparse
 import os
 import sys
-from pathlib import Path
 
-from helm_megatron.commands.options import not_negative, positive
+from helm_megatron.commands.options import not_negative, positive, prefix
 from helm_megatron.data.encoders import TOKENIZER_TYPES
 from helm_megatron.data.inputs import SAMPLE_BY, TextSource, find_sources
 from helm_megatron.data.pool import TokenizerSpec
@@ -77,7 +76,7 @@ def add_output_args(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say what to write and how."""
     group = parser.add_argument_group("output")
     group.add_argument(
-        "--output-prefix", type=Path, required=True, help="path of the output without its suffix"
+        "--output-prefix", type=prefix, required=True, help="path of the output without its suffix"
     )
     group.add_argument(
         "--partitions",

@@ -9,8 +9,8 @@ writes data/corpus.model, for `--tokenizer-type SentencePieceTokenizer --tokeniz
 
 import argparse
 import sys
-from pathlib import Path
 
+from helm_megatron.commands.options import prefix
 from helm_megatron.data.tokenizer_training import MAX_LINE_BYTES, MODEL_TYPES, train_tokenizer
 from helm_megatron.errors import HelmError
 
@@ -32,7 +32,7 @@ def parse_args() -> argparse.Namespace:
         help="bpe trains fast (default); unigram is slower to train and faster to apply",
     )
     parser.add_argument(
-        "--output-prefix", type=Path, required=True, help="path of the output without .model"
+        "--output-prefix", type=prefix, required=True, help="path of the output without .model"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace existing output")
     return parser.parse_args()

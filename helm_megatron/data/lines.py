@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from helm_megatron.data.encodings import text_of
 from helm_megatron.data.errors import DataError
 
 MAX_DOCUMENT_BYTES = 1 << 25
@@ -33,15 +34,15 @@ class Piece:
 
 @contextmanager
 def open_text(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """Yield a file's uncompressed stream and the file itself.
+    """Yield a file's uncompressed text, in UTF-8, and the file itself.
 
     Raises:
-        DataError: it cannot be read, or its compression is damaged or cut off.
+        DataError: it cannot be read, its compression is damaged or cut off, or it holds no text.
     """
-    kind = path.suffix.removeprefix(".")
+    kind = path.suffix.lower().removeprefix(".")
     try:
         with path.open("rb") as raw, _uncompressed(raw, kind) as stream:
-            yield stream, raw
+            yield text_of(stream, str(path)), raw
     except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError) as error:
         raise DataError(f"{path}: damaged {kind} file ({error}); make it anew") from error
     except OSError as error:

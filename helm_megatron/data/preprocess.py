@@ -96,6 +96,8 @@ def check_keys(keys: Sequence[str]) -> None:
     for key in keys:
         if keys.count(key) > 1:
             raise DataError(f"--json-keys {' '.join(keys)}: {key} is there twice")
+        if not key.strip():
+            raise DataError("--json-keys: an empty name of a key")
         if "/" in key:
             raise DataError(
                 f"--json-keys {key}: a / cannot be in the name of a file; rename the key"

@@ -1,5 +1,6 @@
 """Documents from every kind of input, in batches that workers parse."""
 
+import codecs
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -86,6 +87,8 @@ def read_batches(
             for piece in read_pieces(
                 Path(source.path), batch_bytes, at.offset, at.records, paragraphs=blocks
             ):
+                if kind == "jsonl" and piece.first_line == 1:
+                    _check_lines(piece.data, source.path)
                 end = Position(number, piece.lines, piece.offset)
                 size = len(piece.data)
                 yield Batch(
@@ -117,11 +120,38 @@ def _whole_file(source: TextSource, number: int) -> Batch:
     return Batch("document", source.path, 1, data, len(data), end, consumed)
 
 
+def _check_lines(data: bytes, where: str) -> None:
+    """Refuse a file of JSON, by its first lines, that is not an object a line.
+
+    What is only one bad line is left to `parse_batch`.
+    """
+    first, *others = [line.strip() for line in _lines(data) if line.strip()][:2] or [b""]
+    try:
+        json.loads(first)
+        return
+    except (ValueError, RecursionError):
+        pass
+    if first.startswith(b"["):
+        raise DataError(
+            f"{where}: a JSON array, not a JSON object a line; jq -c '.[]' makes one of it"
+        )
+    ends_early = first.startswith(b"{") and not first.endswith(b"}")
+    if ends_early and others and not others[0].startswith(b"{"):
+        raise DataError(
+            f"{where}: JSON over several lines, not a JSON object a line; jq -c . makes one of it"
+        )
+
+
+def _lines(data: bytes) -> list[bytes]:
+    return data.removeprefix(codecs.BOM_UTF8).split(b"\n")
+
+
 def parse_batch(batch: Batch, keys: Sequence[str]) -> Parsed:
     """Parse a batch; plain text counts for every key.
 
     Blank lines hold no document and are skipped. A record is bad if it is no JSON object, lacks a
-    key, is null or no text there, or is not UTF-8.
+    key or has it twice, is null or no text there, is not UTF-8, or is plain text with NUL bytes.
+    UTF-8's byte-order mark is no text.
     """
     parsed = Parsed()
     for place, record in _records(batch):
@@ -132,7 +162,7 @@ def parse_batch(batch: Batch, keys: Sequence[str]) -> Parsed:
             elif batch.kind == "rows":
                 document = [_column_text(v, k, where) for v, k in zip(record, keys, strict=True)]
             else:
-                document = [decode(record, where)] * len(keys)
+                document = [_plain_text(record, where)] * len(keys)
         except DataError as error:
             parsed.bad.append(str(error))
             continue
@@ -148,19 +178,22 @@ def _records(batch: Batch) -> Iterator[tuple[str | int, Any]]:
         for number, values in enumerate(zip(*batch.content, strict=True), start=batch.first):
             yield f"row {number}", values
     elif batch.kind == "document":
-        yield 1, batch.content
+        yield 1, batch.content.removeprefix(codecs.BOM_UTF8)
     elif batch.kind == "paragraph":
         yield from _paragraphs(batch.content, batch.first)
     else:
         # Not splitlines(): a lone \r ends no line.
         for number, line in enumerate(batch.content.split(b"\n"), start=batch.first):
+            if number == 1 or batch.kind == "jsonl":  # where files were joined
+                line = line.removeprefix(codecs.BOM_UTF8)
             if line and not line.isspace():
                 yield number, line.removesuffix(b"\r")
 
 
 def _paragraphs(data: bytes, first: int) -> Iterator[tuple[int, bytes]]:
     lines: list[bytes] = []
-    for number, line in enumerate([*data.split(b"\n"), b""], start=first):
+    split = _lines(data) if first == 1 else data.split(b"\n")
+    for number, line in enumerate([*split, b""], start=first):
         line = line.removesuffix(b"\r")
         if line.strip():
             lines.append(line)
@@ -177,11 +210,32 @@ def _parse_json(line: str, keys: Sequence[str], where: str) -> list[str]:
     except (RecursionError, ValueError) as error:  # nested too deep; a number of too many digits
         raise DataError(f"{where}: not valid JSON: {error}") from error
     if not isinstance(document, dict):
-        raise DataError(
-            f'{where}: expected a JSON object such as {{"text": "..."}},'
-            f" found {type(document).__name__}"
-        )
+        array = "an array; jq -c '.[]' makes lines of it"
+        found = array if isinstance(document, list) else type(document).__name__
+        raise DataError(f'{where}: expected a JSON object such as {{"text": "..."}}, found {found}')
+    for key in keys:
+        # A count is fast, and misses no key but one that is spelled with escapes.
+        if line.count(f'"{key}"') > 1 and _count(line, key) > 1:
+            raise DataError(f"{where}: has the key '{key}' more than once")
     return [_text(document, key, where) for key in keys]
+
+
+def _count(line: str, key: str) -> int:
+    """How often an object of JSON has a key."""
+    pairs: list[tuple[str, Any]] = []
+
+    def keep(found: list[tuple[str, Any]]) -> None:
+        nonlocal pairs
+        pairs = found  # that of the outermost object comes last
+
+    json.loads(line, object_pairs_hook=keep)
+    return [name for name, _ in pairs].count(key)
+
+
+def _plain_text(data: bytes, where: str) -> str:
+    if b"\0" in data:
+        raise DataError(f"{where}: NUL bytes: not text, or not in UTF-8 (UTF-16 without its mark?)")
+    return decode(data, where)
 
 
 def decode(data: bytes, where: str) -> str:

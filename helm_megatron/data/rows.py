@@ -107,17 +107,27 @@ def _check_columns(names: Sequence[str], keys: Sequence[str], source: TextSource
         if key not in names:
             found = ", ".join(names)
             raise DataError(f"{source.path}: no column '{key}' (columns: {found}); see --json-keys")
+        if (count := list(names).count(key)) > 1:
+            raise DataError(f"{source.path}: has {count} columns '{key}'; rename all but one")
 
 
 def _as_bytes(column: Any, key: str, source: TextSource) -> list[bytes | None]:
     import pyarrow
 
-    kind = column.type
+    if pyarrow.types.is_null(column.type):
+        return [None] * len(column)
+    if not _is_textual(column.type):
+        raise DataError(f"{source.path}: column '{key}' holds {column.type}, not text")
+    return column.cast(pyarrow.large_binary()).to_pylist()
+
+
+def _is_textual(kind: Any) -> bool:
+    """Whether values of a type are texts, or bytes that may be: some writers know no other type."""
+    import pyarrow
+
+    if isinstance(kind, pyarrow.BaseExtensionType):
+        kind = kind.storage_type
     if pyarrow.types.is_dictionary(kind):
         kind = kind.value_type
-        column = column.cast(kind)
-    if pyarrow.types.is_null(kind):
-        return [None] * len(column)
-    if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-        raise DataError(f"{source.path}: column '{key}' holds {kind}, not text")
-    return column.cast(pyarrow.large_binary()).to_pylist()
+    names = "string large_string string_view binary large_binary binary_view fixed_size_binary"
+    return any(getattr(pyarrow.types, f"is_{name}")(kind) for name in names.split())
