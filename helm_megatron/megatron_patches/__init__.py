@@ -39,6 +39,7 @@ EVERYWHERE = (
     "points_optimizer",
     "flops",
     "checkpoint_index",
+    "first_loss",
 )
 
 
