@@ -28,6 +28,8 @@ from helm_megatron.analysis.monitor import Monitor
 from helm_megatron.arguments import add_helm_args, config_from_args
 from helm_megatron.builder import HelmModelConfig
 from helm_megatron.checkpoint import compatibility, failures, files
+from helm_megatron.checkpoint.plan import check_plan
+from helm_megatron.checkpoint.start import find_start
 from helm_megatron.checks import ArgumentError, check_args, megatrons_refusals
 from helm_megatron.data.training.batch import next_batch, train_valid_test_datasets
 from helm_megatron.data.training.fit import check_fit
@@ -36,11 +38,14 @@ from helm_megatron.megatron_patches import cpu
 
 
 def add_args(
-    parser: argparse.ArgumentParser, from_checkpoint: dict[str, Any] | None = None
+    parser: argparse.ArgumentParser,
+    from_checkpoint: dict[str, Any] | None = None,
+    settled: dict[str, Any] | None = None,
 ) -> argparse.ArgumentParser:
     """HELM's flags, and defaults of Megatron's that suit this platform and attention.
 
-    `from_checkpoint` holds further defaults, by name.
+    `from_checkpoint` holds further defaults, by name, and `settled` what takes the place of what
+    is given.
     """
     add_helm_args(parser)
     # Attention is causal without a mask; one is built only to keep documents apart.
@@ -49,6 +54,14 @@ def add_args(
     parser.set_defaults(eval_interval=1000)
     parser.set_defaults(**cpu.defaults())
     parser.set_defaults(**from_checkpoint or {})
+    if settled:
+        parse = parser.parse_args
+
+        def parse_and_settle() -> argparse.Namespace:
+            # Megatron's parse_args calls it without arguments, and means the command line.
+            return argparse.Namespace(**vars(parse()) | settled)
+
+        parser.parse_args = parse_and_settle  # type: ignore[assignment]
     return parser
 
 
@@ -60,28 +73,41 @@ def checked_args() -> argparse.Namespace:
     try:
         with megatrons_refusals():
             args = parse_args(add_args)
-            folder = files.folder_to_load(args)
-            saved = None
-            if folder is not None:
-                files.check_whole(folder)
-                saved = compatibility.saved_args(folder)
-            provider = add_args
+            start = find_start(args)
+            state = loaded_state(start.folder)
+            saved = state.get("args")
+            provider = partial(add_args, settled=start.settled)
             if args.use_checkpoint_args:
                 defaults = compatibility.defaults_from(saved) if saved else {}
-                provider = partial(add_args, from_checkpoint=defaults)
+                provider = partial(provider, from_checkpoint=defaults)
             else:
                 check_args(args)
             args = parse_and_validate_args(provider)
             check_args(args)
-            check_writable(args.save)
-            if folder is not None and saved is not None:
-                compatibility.check_compatible(args, saved, folder)
+            if start.folder is not None and saved is not None:
+                compatibility.check_compatible(args, saved, start.folder)
+                check_plan(args, state, start.folder)
             check_fit(args, get_tokenizer())
+            check_writable(args.save)
     except files.CheckpointError as error:
         failed(str(error))
     except HelmError as error:
         failed(str(error), exit_code=2)
+    if start.says and os.environ.get("RANK", "0") == "0":
+        print(f"pretrain_helm.py: {start.says}", flush=True)
     return args
+
+
+def loaded_state(folder: Path | None) -> dict[str, Any]:
+    """The common state of the checkpoint that will be loaded, which is whole.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    if folder is None:
+        return {}
+    files.check_whole(folder)
+    return compatibility.common_state(folder)
 
 
 def training_config(args: argparse.Namespace) -> Any:

@@ -25,7 +25,7 @@ ATTENTION = """
     rope_type
 """.split()
 # Of the run, not of the model: they may change from run to run.
-TRAINING = {"mice_fixed_curvature"}
+TRAINING = {"mice_fixed_curvature", "check_data"}
 
 
 def saved_args(folder: Path) -> argparse.Namespace | None:
@@ -34,10 +34,19 @@ def saved_args(folder: Path) -> argparse.Namespace | None:
     Raises:
         CheckpointError: they cannot be read.
     """
+    return common_state(folder).get("args")
+
+
+def common_state(folder: Path) -> dict[str, Any]:
+    """What a torch_dist checkpoint has besides its tensors; of another format nothing.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
     if not dist_checkpointing.check_is_distributed_checkpoint(str(folder)):
-        return None
+        return {}
     try:
-        return dist_checkpointing.load_common_state_dict(str(folder)).get("args")
+        return dist_checkpointing.load_common_state_dict(str(folder))
     except (Exception, CheckpointException) as error:  # unpickling damaged data raises anything
         raise CheckpointError(
             f"{folder}: its arguments cannot be read: {reason(error)} "
@@ -49,6 +58,17 @@ def defaults_from(saved: argparse.Namespace) -> dict[str, Any]:
     """What `--use-checkpoint-args` takes from a checkpoint besides Megatron's own list."""
     wanted = (set(_defaults()) | set(ATTENTION)) - TRAINING
     return {name: value for name, value in vars(saved).items() if name in wanted}
+
+
+def with_defaults(saved: argparse.Namespace) -> argparse.Namespace:
+    """A checkpoint's arguments; a flag that is younger than it was then what is its default now."""
+    return argparse.Namespace(**_defaults() | vars(saved))
+
+
+def loads_optimizer(args: argparse.Namespace, saved: argparse.Namespace, folder: Path) -> bool:
+    """Whether a run takes up the optimizer and the schedule of a checkpoint."""
+    fresh = args.finetune or args.no_load_optim or folder.name == "release"
+    return not fresh and not saved.no_save_optim
 
 
 def _defaults() -> dict[str, Any]:
@@ -66,8 +86,7 @@ def check_compatible(args: argparse.Namespace, saved: argparse.Namespace, folder
         raise ArgumentError(
             f"--load {folder}: not a checkpoint of pretrain_helm.py: its arguments have no geometry"
         )
-    # A flag that is younger than the checkpoint was then what is its default now.
-    saved = argparse.Namespace(**_defaults() | vars(saved))
+    saved = with_defaults(saved)
     for flag, theirs, ours in _differences(args, saved):
         if theirs != ours:
             raise ArgumentError(
@@ -75,14 +94,14 @@ def check_compatible(args: argparse.Namespace, saved: argparse.Namespace, folder
                 "pass the same, or --use-checkpoint-args without the flag"
             )
     learns, learned = (not a.mice_fixed_curvature for a in (args, saved))
-    loads_optimizer = not (args.no_load_optim or args.finetune or saved.no_save_optim)
-    if args.num_experts and learns and not learned and loads_optimizer:
+    loads = loads_optimizer(args, saved, folder)
+    if args.num_experts and learns and not learned and loads:
         raise ArgumentError(
             f"--mice-fixed-curvature is missing: the checkpoint {folder} has it, and so no "
             "optimizer state of the curvatures; to learn them from now on pass --no-load-optim"
         )
     trains = [(a.helm_embedding, a.embedding_optimizer) for a in (args, saved)]
-    if trains[0][0] == "lorentz" and trains[0] != trains[1] and loads_optimizer:
+    if trains[0][0] == "lorentz" and trains[0] != trains[1] and loads:
         raise ArgumentError(
             f"--embedding-optimizer {trains[0][1]}: the checkpoint {folder} has {trains[1][1]}, "
             "and so another state of the embedding; pass the same, or --no-load-optim"

@@ -56,19 +56,35 @@ def folder_to_load(args: argparse.Namespace) -> Path | None:
         load = args.pretrained_checkpoint
     if load is None or not os.path.isdir(load):
         return None
-    tracker = Path(get_checkpoint_tracker_filename(load))
-    latest = tracker.read_text().strip() if tracker.is_file() else None
-    if latest is not None and latest != "release" and not latest.isdecimal():
-        # Megatron would end without an error, --ckpt-step or not.
-        raise CheckpointError(
-            f"{tracker} holds {latest!r}, not an iteration: write the one to load into it "
-            f"({whole_iterations(load)})"
-        )
+    latest = read_tracker(Path(load))
     release = latest == "release" and not args.ckpt_step
     iteration = args.ckpt_step or (0 if release else latest)
     if iteration is None:
         return None
     return Path(get_checkpoint_name(load, int(iteration), release, return_base_dir=True))
+
+
+def read_tracker(folder: Path) -> str | None:
+    """What the tracker file of a folder of checkpoints names: an iteration, or "release".
+
+    None if there is no such file.
+
+    Raises:
+        CheckpointError: it holds something else; Megatron would end without an error.
+    """
+    tracker = Path(get_checkpoint_tracker_filename(str(folder)))
+    if not tracker.is_file():
+        return None
+    try:
+        latest = tracker.read_bytes().decode("utf-8", "replace").strip()
+    except OSError as error:
+        raise CheckpointError(f"{tracker} cannot be read: {error.strerror}") from error
+    if latest == "release" or (latest.isdecimal() and len(latest) < 16):
+        return latest
+    raise CheckpointError(
+        f"{tracker} holds {latest[:40]!r}, not an iteration: write the one to load into it "
+        f"({whole_iterations(folder)})"
+    )
 
 
 def check_whole(folder: Path) -> None:

@@ -40,6 +40,7 @@ EVERYWHERE = (
     "flops",
     "checkpoint_index",
     "first_loss",
+    "schedule",
 )
 
 
