@@ -33,6 +33,7 @@ from helm_megatron.checkpoint.start import find_start
 from helm_megatron.checks import ArgumentError, check_args, megatrons_refusals
 from helm_megatron.data.training.batch import next_batch, train_valid_test_datasets
 from helm_megatron.data.training.fit import check_fit
+from helm_megatron.data.training.parts import check_parts
 from helm_megatron.errors import HelmError
 from helm_megatron.megatron_patches import cpu
 
@@ -69,6 +70,7 @@ def checked_args() -> argparse.Namespace:
     """The command line, or exit code 2 and one line that says what is wrong with it.
 
     The checkpoint to load is looked at too: it must be whole (else exit code 1) and of this model.
+    So is the data: whole, and enough.
     """
     try:
         with megatrons_refusals():
@@ -88,6 +90,7 @@ def checked_args() -> argparse.Namespace:
                 compatibility.check_compatible(args, saved, start.folder)
                 check_plan(args, state, start.folder)
             check_fit(args, get_tokenizer())
+            check_parts(args)
             check_writable(args.save)
     except files.CheckpointError as error:
         failed(str(error))

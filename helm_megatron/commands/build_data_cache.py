@@ -27,6 +27,7 @@ from megatron.training.training import update_train_iters  # noqa: E402
 from helm_megatron.checks import ArgumentError, check_args, megatrons_refusals  # noqa: E402
 from helm_megatron.data.training.cache import build_cache  # noqa: E402
 from helm_megatron.data.training.fit import check_fit  # noqa: E402
+from helm_megatron.data.training.parts import check_parts  # noqa: E402
 from helm_megatron.errors import HelmError  # noqa: E402
 from helm_megatron.pretrain import add_args  # noqa: E402
 
@@ -57,6 +58,7 @@ def prepare() -> argparse.Namespace:
     validate_args(args)
     set_global_variables(args)
     check_fit(args, get_tokenizer())
+    check_parts(args)
     if args.train_samples:
         update_train_iters(args)
     return args

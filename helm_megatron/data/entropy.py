@@ -1,15 +1,12 @@
 """The entropy of single tokens: the loss that a model must beat to have used any context."""
 
-import logging
-import warnings
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 
 from helm_megatron.data.errors import DataError
+from helm_megatron.data.indexed import map_tokens, paths_of
+from helm_megatron.data.split import SPLITS, bounds_of, parse_split
+from helm_megatron.data.verification import open_whole
 
-SPLITS = ("train", "valid", "test")
 CHUNK = 1 << 24
 
 
@@ -26,7 +23,7 @@ def unigram_entropy(prefix: str, split: str, part: str = "valid") -> float:
         part: one of `SPLITS`.
 
     Raises:
-        DataError: the files are missing, or the split gives this part no tokens.
+        DataError: the files are missing or damaged, or the split gives this part no tokens.
     """
     counts = token_counts(prefix, split, part)
     shares = counts[counts > 0] / counts.sum()
@@ -42,51 +39,28 @@ def token_counts(prefix: str, split: str | None = None, part: str = "train") -> 
         part: which part of the split.
 
     Raises:
-        DataError: the files are missing, or the split gives this part no tokens.
+        DataError: the files are missing or damaged, or the split gives this part no tokens.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about Transformer Engine, ranks: irrelevant here
-        dataset = _open(prefix)
-        first, last = 0, len(dataset)
-        if split is not None:
-            first, last = _split_bounds(split, SPLITS.index(part), len(dataset))
-    starts = np.concatenate([[0], np.cumsum(dataset.sequence_lengths, dtype=np.int64)])
-    counts = _token_counts(dataset, int(starts[first]), int(starts[last]))
+    index = open_whole(prefix)
+    tokens = map_tokens(paths_of(prefix)[0], index.dtype)
+    first, last = 0, index.sequences
+    if split is not None:
+        bounds = bounds_of(parse_split(split), index.sequences)[SPLITS.index(part)]
+        first, last = bounds or (0, 0)
+    starts = np.concatenate([[0], np.cumsum(index.lengths, dtype=np.int64)])
+    counts = _token_counts(prefix, tokens[int(starts[first]) : int(starts[last])])
     if split is not None and not counts.any():
         raise DataError(f"{prefix}: --split {split} leaves no tokens for '{part}'")
     return counts
 
 
-def _open(prefix: str) -> Any:
-    for path in (f"{prefix}.bin", f"{prefix}.idx"):
-        if not Path(path).is_file():
-            raise DataError(f"{path}: no such file; make it with tools/preprocess_data.py")
-    # It says on import that a CUDA toolkit without a GPU is of no use.
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    from megatron.core.datasets.indexed_dataset import IndexedDataset
-
-    return IndexedDataset(prefix)
-
-
-def _split_bounds(split: str, part: int, documents: int) -> tuple[int, int]:
-    """Return the range of documents that Megatron gives to a part of the split."""
-    from megatron.core.datasets import blended_megatron_dataset_config as rules
-
-    try:
-        bounds = rules.convert_split_vector_to_split_matrix(rules.parse_and_normalize_split(split))
-        first, last = (round(bound * documents) for bound in bounds[part] or (0, 0))
-    except (AssertionError, ValueError) as error:
-        raise DataError(f"--split {split}: expected up to three weights such as 95,5,0") from error
-    return first, last
-
-
-def _token_counts(dataset: Any, start: int, stop: int) -> np.ndarray:
-    """Count each id among the tokens [start, stop) of the .bin file."""
+def _token_counts(prefix: str, tokens: np.ndarray) -> np.ndarray:
+    """Count each id."""
     counts = np.zeros(0, np.int64)
-    dtype = dataset.index.dtype
-    for position in range(start, stop, CHUNK):
-        size = min(CHUNK, stop - position)
-        tokens = dataset.bin_reader.read(dtype, size, position * np.dtype(dtype).itemsize)
-        counts = np.pad(counts, (0, max(0, int(tokens.max()) + 1 - counts.size)))
-        counts += np.bincount(tokens, minlength=counts.size)
+    for start in range(0, tokens.size, CHUNK):
+        chunk = tokens[start : start + CHUNK]
+        if int(chunk.min()) < 0:
+            raise DataError(f"{prefix}: has negative token ids; tools/inspect_data.py says more")
+        counts = np.pad(counts, (0, max(0, int(chunk.max()) + 1 - counts.size)))
+        counts += np.bincount(chunk, minlength=counts.size)
     return counts

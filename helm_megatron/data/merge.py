@@ -10,24 +10,34 @@ import numpy as np
 from helm_megatron import __version__
 from helm_megatron.data.errors import DataError
 from helm_megatron.data.indexed import CHUNK, Index, paths_of, write_index
-from helm_megatron.data.inspection import open_index
 from helm_megatron.data.output import staged
 from helm_megatron.data.partial import full_disk
 from helm_megatron.data.sidecar import describe_file, read_sidecar, sidecar_path, write_sidecar
-from helm_megatron.data.verification import index_problems
+from helm_megatron.data.verification import open_whole
 
 
 def find_prefixes(inputs: Sequence[str]) -> list[str]:
-    """Return prefixes of datasets: those given, and all in folders that are, sorted by name."""
+    """Return prefixes of datasets: those given, and all in folders that are, sorted by name.
+
+    What is both, as a dataset beside which Megatron has made the folder of its index cache, is the
+    dataset, unless its name ends with a slash.
+
+    Raises:
+        DataError: a folder has no dataset, or a name is empty.
+    """
     prefixes: list[str] = []
     for name in inputs:
-        if Path(name).is_dir():
-            found = sorted(path for path in Path(name).glob("*.idx"))
-            if not found:
-                raise DataError(f"{name}: no .idx file in this folder")
-            prefixes += [str(path.with_suffix("")) for path in found]
-        else:
+        if not name:
+            raise DataError("--input: an empty name")
+        prefix = name.rstrip("/")
+        if not Path(name).is_dir() or (name == prefix and paths_of(prefix)[1].is_file()):
             prefixes.append(name)
+            continue
+        found = sorted(p for p in Path(name).glob("*.idx") if not p.name.startswith("."))
+        if not found:
+            hint = f"; {prefix}.idx is a dataset: pass {prefix}" * paths_of(prefix)[1].is_file()
+            raise DataError(f"{name}: no .idx file in this folder{hint}")
+        prefixes += [str(path.with_suffix("")) for path in found]
     return prefixes
 
 
@@ -40,9 +50,9 @@ def merge(prefixes: Sequence[str], output_prefix: Path, *, overwrite: bool = Fal
         DataError: a dataset is missing or damaged, their tokenizers or types of token differ, some
             have a sidecar and some have none, or the output exists or cannot be written.
     """
-    indices = [open_index(prefix) for prefix in prefixes]
-    for index, prefix in zip(indices, prefixes, strict=True):
-        _check_whole(prefix, index, indices[0])
+    indices = [open_whole(prefix) for prefix in prefixes]
+    for index in indices[1:]:
+        _check_type(index, indices[0])
     sidecar = _common_sidecar(prefixes)
     data, index_path = paths_of(output_prefix)
     targets = [data, *([sidecar_path(output_prefix)] if sidecar else []), index_path]
@@ -63,13 +73,7 @@ def merge(prefixes: Sequence[str], output_prefix: Path, *, overwrite: bool = Fal
     return sum(index.documents for index in indices)
 
 
-def _check_whole(prefix: str, index: Index, first: Index) -> None:
-    for problem in index_problems(index):
-        raise DataError(problem)
-    data = paths_of(prefix)[0]
-    expected = int(index.lengths.sum(dtype=np.int64)) * index.dtype.itemsize
-    if data.stat().st_size != expected:
-        raise DataError(f"{data}: has {data.stat().st_size:,} bytes, not {expected:,}: damaged")
+def _check_type(index: Index, first: Index) -> None:
     if index.dtype != first.dtype:
         raise DataError(
             f"{index.path}: holds {index.dtype}, but {first.path} holds {first.dtype}; only data of"
@@ -97,7 +101,10 @@ def _common_sidecar(prefixes: Sequence[str]) -> dict[str, Any] | None:
         if not same or ends[0] != ends[1]:
             what = "tokenizer" if not same else "choice of --append-eod"
             raise DataError(f"{prefix}: was made with another {what} than {prefixes[0]}")
-    counts = {name: sum(part["counts"][name] for part in parts) for name in first["counts"]}
+    counts = {
+        name: sum(part["counts"][name] for part in parts)
+        for name in ("documents", "sequences", "tokens")
+    }
     return {
         "tool": f"helm_megatron {__version__} tools/merge_datasets.py",
         "tokenizer": first["tokenizer"],

@@ -100,6 +100,12 @@ def _missing(sidecar: dict[str, Any]) -> str | None:
         for name, kind in entries.items():
             if not isinstance(found, dict) or not isinstance(found.get(name), kind):
                 return f"{part}.{name} is missing or no {kind.__name__}"
+    eod = sidecar["tokenizer"].get("eod")
+    if eod is not None and not isinstance(eod, int):
+        return "tokenizer.eod is no int"
+    for name, kind in {"options": dict, "sources": list}.items():
+        if not isinstance(sidecar.get(name, kind()), kind):
+            return f"{name} is no {kind.__name__}"
     return None
 
 

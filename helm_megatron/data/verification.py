@@ -8,7 +8,30 @@ import numpy as np
 
 from helm_megatron.data.errors import DataError
 from helm_megatron.data.indexed import CHUNK, Index, map_tokens, paths_of, read_index
+from helm_megatron.data.inspection import open_index
 from helm_megatron.data.sidecar import describe_file, read_sidecar, sidecar_path
+
+
+def open_whole(prefix: str | Path) -> Index:
+    """Read the index of a dataset whose files fit each other; its tokens are not looked at.
+
+    Raises:
+        DataError: a file is not there, or index and .bin file are at odds.
+    """
+    index = open_index(prefix)
+    if index.dtype.kind == "f":
+        raise DataError(f"{index.path}: holds {index.dtype}, which are no token ids")
+    for problem in index_problems(index):
+        raise DataError(problem)
+    data = paths_of(prefix)[0]
+    size = data.stat().st_size
+    expected = int(index.lengths.sum(dtype=np.int64)) * index.dtype.itemsize
+    if size != expected:
+        raise DataError(
+            f"{data}: has {size:,} bytes, not {expected:,}, as {index.path} counts: it was cut off"
+            " or damaged"
+        )
+    return index
 
 
 def problems(prefix: str | Path, vocab_size: int | None = None) -> Iterator[str]:

@@ -39,7 +39,9 @@ EVERYWHERE = (
     "points_optimizer",
     "flops",
     "checkpoint_index",
+    "data_reads",
     "first_loss",
+    "no_validation",
     "schedule",
 )
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
 from megatron.core import parallel_state
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
-from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
+from megatron.core.datasets.gpt_dataset import MockGPTDataset
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.utils import (
     flatten_batch_for_packed_sequences,
@@ -17,7 +17,12 @@ from megatron.core.utils import (
     get_batch_on_this_tp_rank,
 )
 from megatron.training import get_args, get_tokenizer
-from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_last_pipeline_stage
+from megatron.training.utils import is_first_or_last_pipeline_stage
+
+from helm_megatron.data.errors import DataError
+from helm_megatron.data.split import SPLITS
+from helm_megatron.data.training.blend import blends_of
+from helm_megatron.data.training.dataset import Dataset, DatasetConfig
 
 KEYS = ("tokens", "labels", "loss_mask", "attention_mask", "position_ids", "packed_seq_params")
 
@@ -50,7 +55,8 @@ def _on_this_tp_rank(
     tp_rank = parallel_state.get_tensor_model_parallel_rank()
     batch: dict[str, Any] = {}
     if tp_rank == 0:
-        loaded = next(data_iterator)  # type: ignore[arg-type]
+        loaded = _next(data_iterator)  # type: ignore[arg-type]
+        _check_ids(loaded, args.padded_vocab_size)
         batch = {key: value.cuda(non_blocking=True) for key, value in loaded.items()}
         if args.dataloader_inter_document_masking:
             batch["cu_seqlens_padded"] = None
@@ -75,6 +81,27 @@ def _on_this_tp_rank(
     )
 
 
+def _next(data_iterator: Iterator) -> Any:
+    """What comes next; a DataError of a process that loads data has its own words, in one line."""
+    try:
+        return next(data_iterator)
+    except DataError as error:
+        last = str(error).strip().splitlines()[-1]  # after the other process's traceback
+        name = f"{DataError.__module__}.{DataError.__qualname__}: "
+        raise DataError(last.removeprefix(name)) from error
+
+
+def _check_ids(loaded: dict[str, Any], rows: int) -> None:
+    """Refuse tokens that have no row in the embedding, before a GPU fails on them."""
+    for name in ("tokens", "labels"):
+        low, high = (int(bound) for bound in loaded[name].aminmax())
+        if low < 0 or high >= rows:
+            raise DataError(
+                f"the data has token {low if low < 0 else high:,}, and the embedding {rows:,} rows:"
+                " it was damaged, or made with another tokenizer; tools/inspect_data.py says where"
+            )
+
+
 def _packed(args: argparse.Namespace, batch: dict[str, Any]) -> dict[str, Any]:
     """The batch as one sequence, with the bounds of its documents."""
     batch = flatten_batch_for_packed_sequences(batch)
@@ -97,12 +124,62 @@ def _has_data(args: argparse.Namespace, vp_stage: int | None) -> bool:
 
 
 def train_valid_test_datasets(num_samples: list[int], vp_stage: int | None = None) -> Any:
-    """Megatron's GPT datasets of the command line: `[train, valid, test]`."""
+    """Megatron's GPT datasets of the command line: `[train, valid, test]`.
+
+    Raises:
+        DataError: the index cache cannot be written or read, or a blend draws too much of a part.
+    """
     args = get_args()
-    dataset = MockGPTDataset if args.mock_data else GPTDataset
-    return BlendedMegatronDatasetBuilder(
-        dataset, num_samples, partial(_is_built_here, vp_stage), dataset_config()
-    ).build()
+    dataset = MockGPTDataset if args.mock_data else Dataset
+    builder = BlendedMegatronDatasetBuilder(
+        dataset,
+        with_the_rest(args, num_samples),
+        partial(_is_built_here, vp_stage),
+        dataset_config(),
+    )
+    try:
+        return builder.build()
+    except OSError as error:
+        raise DataError(_cache_problem(error)) from error
+    except IndexError as error:  # the blend's rounding; Megatron says how much of what is wanted
+        raise DataError(f"{error}: see --mid-level-dataset-surplus") from error
+    except Exception as error:
+        if isinstance(error.__cause__, OSError):  # so does the builder say it
+            raise DataError(_cache_problem(error.__cause__)) from error
+        raise
+
+
+def with_the_rest(args: argparse.Namespace, samples: Sequence[int | None]) -> list[int | None]:
+    """The samples of each part as Megatron counts them, or, if those are more, all that a run has
+    drawn up to its checkpoint and will draw after it.
+
+    They are more when it goes on with a smaller global batch. One is left in any case: the loaders
+    of a run that has ended, and of parts that are never drawn from, demand it.
+    """
+    train, valid, test = at_least_one(samples)
+    if args.phase_transition_iterations:
+        return [train, valid, test]
+    last, done = args.train_iters or 0, args.iteration
+    if args.consumed_train_samples and train is not None:
+        iterations = 0 if args.train_samples else max(0, last - done)
+        left = iterations * args.global_batch_size
+        train = max(train, args.consumed_train_samples + max(1, left))
+    if args.consumed_valid_samples and valid is not None:
+        times = max(0, last // args.eval_interval - done // args.eval_interval) + 1
+        left = times * args.eval_iters * args.eval_global_batch_size
+        valid = max(valid, args.consumed_valid_samples + max(1, left))
+    return [train, valid, test]
+
+
+def at_least_one(samples: Sequence[int | None]) -> list[int | None]:
+    """Numbers of samples, none of them 0: of a blend of nothing Megatron makes no loader."""
+    return [number if number is None else max(1, number) for number in samples]
+
+
+def _cache_problem(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    reason = error.strerror or str(error)
+    return f"the index cache cannot be made: {where}{reason}; see --data-cache-path"
 
 
 # Each rank builds what it needs itself (megatron.training asks for this attribute).
@@ -114,11 +191,16 @@ def _is_built_here(vp_stage: int | None) -> bool:
     return first_of_group and _has_data(get_args(), vp_stage)
 
 
-def dataset_config() -> GPTDatasetConfig:
+def dataset_config() -> DatasetConfig:
     """What Megatron's datasets are built from, by the command line and its tokenizer."""
     args = get_args()
-    blend, blend_per_split = get_blend_and_blend_per_split(args)
-    return GPTDatasetConfig(
+    blend = blend_per_split = None
+    if not args.mock_data:
+        blends = blends_of(args)
+        blend = blends.divided and blends.divided.for_megatron
+        parts = [blends.parts[part] for part in SPLITS]
+        blend_per_split = [blend and blend.for_megatron for blend in parts] if not blend else None
+    return DatasetConfig(
         random_seed=args.seed,
         sequence_length=args.seq_length,
         blend=blend,

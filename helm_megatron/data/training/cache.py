@@ -5,12 +5,12 @@ import tempfile
 from pathlib import Path
 
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
-from megatron.core.datasets.gpt_dataset import GPTDataset
 from megatron.training.training import get_train_valid_test_num_samples
 
 from helm_megatron.data.errors import DataError
 from helm_megatron.data.partial import full_disk
-from helm_megatron.data.training.batch import dataset_config
+from helm_megatron.data.training.batch import at_least_one, dataset_config
+from helm_megatron.data.training.dataset import Dataset
 
 
 def build_cache(folder: Path) -> tuple[list[Path], int]:
@@ -32,9 +32,9 @@ def build_cache(folder: Path) -> tuple[list[Path], int]:
                 Path(staging, path.name).symlink_to(path.resolve())
             config = dataset_config()
             config.path_to_cache = staging
-            samples = list(get_train_valid_test_num_samples())
+            samples = at_least_one(get_train_valid_test_num_samples())
             try:
-                BlendedMegatronDatasetBuilder(GPTDataset, samples, lambda: True, config).build()
+                BlendedMegatronDatasetBuilder(Dataset, samples, lambda: True, config).build()
             except (AssertionError, ValueError, IndexError, RuntimeError) as error:
                 raise DataError(f"the data cannot be split and sampled so: {error}") from error
             made = sorted(p for p in Path(staging).iterdir() if not p.is_symlink())

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from helm_megatron.data.errors import DataError
-from helm_megatron.data.indexed import paths_of
+from helm_megatron.data.indexed import optimal_dtype, paths_of, read_index
 from helm_megatron.data.sidecar import fingerprint, read_sidecar, sidecar_path
 from helm_megatron.data.training.blend import prefixes_of
 
@@ -35,6 +35,11 @@ def check_fit(args: argparse.Namespace, tokenizer: Any) -> None:
                     f"{path}: is not the file that {sidecar_path(prefix)} describes;"
                     " tools/inspect_data.py says more"
                 )
+        stored, wanted = read_index(path).dtype, optimal_dtype(sidecar["tokenizer"]["vocab_size"])
+        if stored != wanted:
+            raise DataError(
+                f"{path}: holds {stored}, not {wanted} as {sidecar_path(prefix)} implies: damaged"
+            )
     own = _Own(args, tokenizer)
     for prefix, sidecar in sidecars.items():
         own.check(prefix, sidecar)
@@ -65,8 +70,8 @@ class _Own:
         if theirs["fingerprint"] != self._fingerprint:
             raise DataError(f"{made}, which is another tokenizer than {mine}; {advice}")
         ends = sidecar.get("options", {}).get("append_eod")
-        if ends and theirs["eod"] != self._eod:
+        if ends and theirs.get("eod") != self._eod:
             raise DataError(
-                f"{made}: documents end with token {theirs['eod']}, but {mine} has"
+                f"{made}: documents end with token {theirs.get('eod')}, but {mine} has"
                 f" {self._eod} for that; {advice}"
             )
