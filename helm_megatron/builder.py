@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from megatron.core.models.gpt import GPTModel
@@ -17,6 +17,7 @@ from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig
 from megatron.training.vocab_utils import calculate_padded_vocab_size
 
 from helm_megatron.model import build_model
+from helm_megatron.transformer_config import HelmTransformerConfig
 
 
 @dataclass(kw_only=True)
@@ -24,6 +25,17 @@ class HelmModelConfig(GPTModelConfig):
     """Megatron's GPT model config, built as a HELM model or its Euclidean twin."""
 
     builder: ClassVar[str] = "helm_megatron.builder.HelmModelBuilder"
+
+
+def model_config(transformer: HelmTransformerConfig, **settings: Any) -> HelmModelConfig:
+    """The model config of a transformer config, whose own values stay where `settings` say nothing.
+
+    Megatron's constructor sets each of its fields, and one that `transformer` has too there: left
+    out, the defaults of the former would overwrite the latter (`rotary_base` of latent attention).
+    """
+    shared = [field.name for field in fields(HelmModelConfig) if hasattr(transformer, field.name)]
+    kept = {name: getattr(transformer, name) for name in shared}
+    return HelmModelConfig(transformer=transformer, **kept | settings)
 
 
 class HelmModelBuilder(GPTModelBuilder):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from helm_megatron.conversion.defaults import MAX_SHARD_BYTES, WARM_START_SCALE
+from helm_megatron.conversion.release.arguments import PRESETS
 from helm_megatron.errors import HelmError
 
 if TYPE_CHECKING:
@@ -33,11 +34,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--tokenizer-model", help="tokenizer, if it is not where the checkpoint's arguments say"
     )
-    parser.add_argument(
-        "--release-config",
-        type=Path,
-        help="with --from helm-release: JSON file of the arguments that the model was built with",
-    )
+    _add_release_args(parser)
     parser.add_argument(
         "--max-shard-size",
         type=float,
@@ -77,6 +74,20 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def _add_release_args(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--release-config",
+        type=Path,
+        help="with --from helm-release: JSON file of the arguments that the model was built with",
+    )
+    parser.add_argument(
+        "--release-model",
+        choices=list(PRESETS),
+        help="instead of --release-config: the authors' own arguments (mice_1b of their training "
+        "script, mice_1b_eval of their evaluation code)",
+    )
+
+
 def to_hf(args: argparse.Namespace) -> None:
     """--to hf."""
     from helm_megatron.conversion import sources
@@ -109,9 +120,10 @@ def released(args: argparse.Namespace) -> SourceModel:
     from helm_megatron.conversion import sources
     from helm_megatron.conversion.to_hf import ConversionError
 
-    if args.release_config is None:
-        raise ConversionError("--from helm-release needs --release-config")
-    return sources.release(args.load, args.release_config, tokenizer=args.tokenizer_model)
+    if (args.release_config is None) == (args.release_model is None):
+        raise ConversionError("--from helm-release needs --release-config or --release-model, one")
+    arguments = args.release_config or PRESETS[args.release_model]
+    return sources.release(args.load, arguments, tokenizer=args.tokenizer_model)
 
 
 def to_megatron(args: argparse.Namespace) -> None:

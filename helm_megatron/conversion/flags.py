@@ -11,7 +11,7 @@ from typing import Any
 from megatron.training.arguments import validate_args
 
 from helm_megatron import command_line
-from helm_megatron.checks import ArgumentError
+from helm_megatron.checks import ArgumentError, megatrons_refusals
 from helm_megatron.conversion import settings
 from helm_megatron.conversion.settings import SettingsError
 from helm_megatron.hf.configuration_helm import HelmConfig
@@ -89,8 +89,9 @@ def arguments_of(
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # Megatron would list them all
             args = command_line.parse(flags)
-            validate_args(args)
-    except (ArgumentError, AssertionError, ValueError) as error:
+            with megatrons_refusals():
+                validate_args(args)
+    except ArgumentError as error:
         raise SettingsError(f"Megatron refuses the model of config.json: {error}") from error
     args.vocab_size = config.vocab_size
     back = settings.hf_config(settings.one_process_model_config(args), config.vocab_size)
@@ -136,7 +137,10 @@ def _named(config: Any, names: dict[str, str]) -> list[str]:
 
 def _attention(config: HelmConfig) -> list[str]:
     if config.kv_lora_rank is not None:
-        return ["--multi-latent-attention", *_named(config, _LATENT)]
+        # Megatron asks for them where the heads do not divide the hidden size; nothing reads them.
+        channels = sum(filter(None, (config.qk_nope_head_dim, config.qk_rope_head_dim)))
+        flags = ["--multi-latent-attention", "--kv-channels", str(channels)]
+        return flags + _named(config, _LATENT)
     flags = ["--kv-channels", str(config.head_dim)]
     if config.num_key_value_heads != config.num_attention_heads:
         flags += ["--group-query-attention", "--num-query-groups", str(config.num_key_value_heads)]

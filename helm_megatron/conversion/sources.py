@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,21 @@ import torch
 from megatron.core import dist_checkpointing
 from megatron.training.checkpointing import get_checkpoint_name, get_checkpoint_tracker_filename
 
-from helm_megatron.builder import HelmModelConfig
+from helm_megatron.builder import HelmModelConfig, model_config
 from helm_megatron.checkpoint import compatibility
 from helm_megatron.checkpoint.files import CheckpointError
-from helm_megatron.conversion import in_megatron, settings
-from helm_megatron.conversion.release.config import config_from_release
-from helm_megatron.conversion.release.files import ReleasedTensors, read_release
+from helm_megatron.conversion import hf_names, in_megatron, settings, to_hf
+from helm_megatron.conversion.release import arguments
+from helm_megatron.conversion.release.config import config_from_release, is_dense
+from helm_megatron.conversion.release.files import ReleasedTensors, check_tensors, read_release
+from helm_megatron.conversion.release.names import to_release
+from helm_megatron.conversion.release.state import check_arguments, rotary_base
 from helm_megatron.conversion.source_model import SourceModel
 from helm_megatron.conversion.stored import StoredParameters
 from helm_megatron.conversion.text import Text
 from helm_megatron.conversion.to_hf import ConversionError
+from helm_megatron.hf.configuration_helm import HelmConfig
+from helm_megatron.transformer_config import HelmTransformerConfig
 
 
 def checkpoint_folder(load: Path, step: int | None = None) -> Path:
@@ -89,22 +95,24 @@ def text_of(args: argparse.Namespace, tokenizer_model: str | None) -> Text:
     return Text(args.tokenizer_type, str(model))
 
 
-def release(path: Path, config_file: Path, *, tokenizer: str | None = None) -> SourceModel:
+def release(
+    path: Path, config: Path | Mapping[str, Any], *, tokenizer: str | None = None
+) -> SourceModel:
     """A `Step*.pt` file of the authors' release.
 
-    The file does not say all about its model: `config_file` holds, in JSON, the arguments that its
-    model was built with there (`arch` for HELM-D). `tokenizer` is a Hugging Face tokenizer.
+    The file does not say all about its model: `config` holds the arguments that its model was
+    built with there (`arch` for HELM-D), or names a JSON file of them. `tokenizer` is a Hugging
+    Face tokenizer.
 
     Raises:
         CheckpointError, ConversionError, SettingsError, TextError: it cannot be exported.
     """
     state = read_release(path)
-    released = _read_json(config_file)
-    dtype = next(tensor.dtype for name, tensor in state.items() if name.endswith(".weight"))
-    parameters = _released_parameters(path, state, released, dtype)
-    vocab_size = parameters.shape("embedding.word_embeddings.weight")[0]
-    fp32 = _released_model(path, state, released, torch.float32, vocab_size)
-    model = _released_model(path, state, released, dtype, vocab_size)
+    released = _read_json(config) if isinstance(config, Path) else config
+    dtype = next((t.dtype for name, t in state.items() if name.endswith(".weight")), torch.float32)
+    model = _released_model(path, state, released, dtype)
+    fp32 = _released_model(path, state, released, torch.float32)
+    vocab_size = model.vocab_size
     text = Text("HuggingFaceTokenizer", tokenizer) if tokenizer else Text()
     size, ids = text.vocabulary() if tokenizer else (vocab_size, {})
     if size > vocab_size:
@@ -112,10 +120,12 @@ def release(path: Path, config_file: Path, *, tokenizer: str | None = None) -> S
             f"{path} has {vocab_size} embeddings, the tokenizer {size} tokens: not its own; "
             "--tokenizer-model names the right one"
         )
+    ours = settings.hf_config(model, vocab_size, **ids)
+    check_tensors(path, state, _released_shapes(model.transformer, ours))
     return SourceModel(
         str(path),
-        parameters,
-        settings.hf_config(model, vocab_size, **ids),
+        ReleasedTensors(path, state, model.transformer),
+        ours,
         text,
         lambda tokens: in_megatron.logits(
             fp32, in_megatron.from_release(state), tokens, vocab_size
@@ -137,24 +147,36 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _released_model(
-    path: Path, state: dict[str, torch.Tensor], released: Any, dtype: torch.dtype, vocab_size: int
+    path: Path, state: dict[str, torch.Tensor], released: Mapping[str, Any], dtype: torch.dtype
 ) -> HelmModelConfig:
     try:
-        config = config_from_release(released, state, dtype)
-    except (ValueError, TypeError, KeyError) as error:
+        found = arguments.checked(released, is_dense(state))
+        config = config_from_release(found, state, dtype)
+        check_arguments(found, state)
+        base = rotary_base(found, state)
+    except ValueError as error:
         raise ConversionError(f"{path}: {error}") from error
-    return HelmModelConfig(
-        transformer=config,
-        vocab_size=vocab_size,
+    logits = "mapping.weight" if is_dense(state) else "head.weight"
+    if logits not in state:
+        raise ConversionError(f"{path} lacks {logits}")
+    return model_config(
+        config,
+        vocab_size=len(state[logits]),
         should_pad_vocab=False,
-        seq_length=released.get("max_seq_len") or released.get("context_length") or 2048,
+        seq_length=found.get("max_seq_len", 2048),
         position_embedding_type="rope",
         share_embeddings_and_output_weights=False,
+        rotary_base=base,
     )
 
 
-def _released_parameters(
-    path: Path, state: dict[str, torch.Tensor], released: Any, dtype: torch.dtype
-) -> ReleasedTensors:
-    model = _released_model(path, state, released, dtype, vocab_size=0)
-    return ReleasedTensors(path, state, model.transformer)
+def _released_shapes(
+    transformer: HelmTransformerConfig, config: HelmConfig
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of a released model's parameters, by their names there."""
+    shapes = to_hf.shapes_of(config)
+    ours = {}
+    for rule in hf_names.plan(config, shapes):
+        parts = [torch.empty(shapes[name], device="meta") for name in rule.theirs]
+        [ours[rule.ours[0]]] = rule.load(config, parts)
+    return {name: tuple(t.shape) for name, t in to_release(ours, transformer).items()}

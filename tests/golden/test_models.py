@@ -26,6 +26,7 @@ from torch import Tensor
 
 from helm_megatron.conversion.release.config import config_from_release
 from helm_megatron.conversion.release.names import load_release
+from helm_megatron.conversion.release.state import rotary_base
 from helm_megatron.model import build_model
 from helm_megatron.moe.router import MiceRouter
 
@@ -49,6 +50,7 @@ def build(state: dict[str, Tensor], config: dict[str, Any], dtype: torch.dtype) 
         vocab_size=config["vocab_size"],
         max_sequence_length=config["max_seq_len"],
         position_embedding_type="rope",
+        rotary_base=rotary_base(config, state),
     ).to(DEVICE)
     load_release(model, state)
     return model
@@ -59,8 +61,9 @@ def use_fp64_rotary(model: GPTModel) -> None:
     for module in model.modules():
         if hasattr(module, "rotary_pos_emb"):
             pairs = torch.arange(module.rotary_pos_emb.inv_freq.numel(), dtype=torch.float64)
-            base = getattr(model.config, "rotary_base", 10000)
-            module.rotary_pos_emb.inv_freq = (base ** (-pairs / pairs.numel())).to(DEVICE)
+            module.rotary_pos_emb.inv_freq = (model.rotary_base ** (-pairs / pairs.numel())).to(
+                DEVICE
+            )
 
 
 def arguments(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from helm_megatron import builder
 from helm_megatron.builder import HelmModelConfig
 from helm_megatron.config import HelmSettings
 from helm_megatron.conversion import in_megatron, settings
@@ -85,8 +86,8 @@ def model_config(model: Model, dtype: torch.dtype = torch.float32) -> HelmModelC
         moe_token_dispatcher_type="alltoall",
     )
     tied = model.arguments.get("share_embeddings_and_output_weights", False)
-    return HelmModelConfig(
-        transformer=config,
+    return builder.model_config(
+        config,
         vocab_size=PADDED,
         should_pad_vocab=False,
         seq_length=POSITIONS,

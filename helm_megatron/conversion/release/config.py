@@ -6,7 +6,6 @@ ours are one less.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from helm_megatron.config import HelmSettings
+from helm_megatron.config import CURVATURES, HelmSettings
+from helm_megatron.conversion.release import arguments
 from helm_megatron.transformer_config import HelmMLATransformerConfig, HelmTransformerConfig
 
 
@@ -29,13 +29,16 @@ def config_from_release(
     What the tensors tell (curvatures, the kind of embedding, learned residual scales) is read from
     `state`. Raises ValueError where arguments or tensors are not those of a released model.
     """
-    dense = any(name.startswith("resblocks.") for name in state)
-    missing = [key for key in (("arch",) if dense else _MICE_ARGUMENTS) if key not in released]
-    if missing:
-        raise ValueError(f"the released config lacks {', '.join(missing)}")
+    dense = is_dense(state)
+    found = arguments.checked(released, dense)
     make = _dense if dense else _mice
-    helm = _helm(released, state, dense)
-    return make(released, _common(params_dtype) | {"helm": helm})
+    helm = _helm(found, state, dense)
+    return make(found, _common(params_dtype) | {"helm": helm})
+
+
+def is_dense(state: Mapping[str, Tensor]) -> bool:
+    """Whether the tensors are of a HELM-D, else of a HELM-MiCE."""
+    return any(name.startswith("resblocks.") for name in state)
 
 
 def _common(dtype: torch.dtype) -> dict[str, Any]:
@@ -74,10 +77,7 @@ def _helm(released: Mapping[str, Any], state: Mapping[str, Tensor], dense: bool)
 
 
 def _dense(released: Mapping[str, Any], common: dict[str, Any]) -> HelmTransformerConfig:
-    match = re.fullmatch(r"L(\d+)_W(\d+)_A(\d+)", str(released["arch"]))
-    if match is None:
-        raise ValueError(f"arch {released['arch']!r} is not of the form L6_W390_A6")
-    layers, width, heads = (int(number) for number in match.groups())
+    layers, width, heads = arguments.arch(released["arch"])
     return HelmTransformerConfig(
         num_layers=layers,
         hidden_size=width - 1,
@@ -89,25 +89,17 @@ def _dense(released: Mapping[str, Any], common: dict[str, Any]) -> HelmTransform
     )
 
 
-_MICE_ARGUMENTS = (
-    "dim inter_dim mice_inter_dim n_layers n_dense_layers n_heads n_routed_experts "
-    "n_shared_experts n_activated_experts n_expert_groups n_limited_groups score_func route_scale "
-    "kv_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim rope_theta seq_bal_alpha "
-    "bias_update_speed"
-).split()
-
-
 def _mice(released: Mapping[str, Any], common: dict[str, Any]) -> HelmTransformerConfig:
     dense_layers, layers = released["n_dense_layers"], released["n_layers"]
     sigmoid = released["score_func"] == "sigmoid"
     grouped = released["n_expert_groups"] > 1
-    if released["n_shared_experts"] != 1:
-        raise ValueError("n_shared_experts must be 1: the released model runs with no other number")
     return HelmMLATransformerConfig(
         num_layers=layers,
         hidden_size=released["dim"] - 1,
         ffn_hidden_size=released["inter_dim"] - 1,
         num_attention_heads=released["n_heads"],
+        # Of no latent attention; Megatron's own value is a quotient that need not be whole.
+        kv_channels=released["qk_nope_head_dim"] + released["qk_rope_head_dim"] - 1,
         q_lora_rank=None,
         kv_lora_rank=released["kv_lora_rank"],
         qk_head_dim=released["qk_nope_head_dim"],
@@ -139,4 +131,7 @@ def _mice(released: Mapping[str, Any], common: dict[str, Any]) -> HelmTransforme
 def _curvature(state: Mapping[str, Tensor], name: str) -> float:
     if name not in state:
         raise ValueError(f"{name} is missing: not the state dict of a released HELM model")
-    return float(state[name])
+    c, (low, high) = float(state[name]), CURVATURES
+    if not low <= c <= high:
+        raise ValueError(f"{name} is {c:g}: curvatures are from {low:g} to {high:g} here")
+    return c

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from helm_megatron.checkpoint.files import CheckpointError
-from helm_megatron.conversion.release.names import loaded, rules_of
+from helm_megatron.conversion.release.names import is_ignored, loaded, rules_of
 from helm_megatron.conversion.table import MappingError, Rule
 from helm_megatron.transformer_config import HelmTransformerConfig
 
@@ -32,6 +33,29 @@ def read_release(path: Path) -> dict[str, Tensor]:
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path} is no released checkpoint: it has no model_state_dict")
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def check_tensors(
+    path: Path, state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Refuse a file whose tensors are not those of its arguments' model.
+
+    Args:
+        expected: the shapes of all parameters, by their released names.
+
+    Raises:
+        CheckpointError: naming the first tensor that is missing, too many or of another shape.
+    """
+    wrong = [f"lacks {name}" for name in expected if name not in state]
+    known = [name for name in state if name not in expected and not is_ignored(name)]
+    wrong += [f"has {name}, which its arguments do not account for" for name in known]
+    for name, shape in expected.items():
+        if name in state and tuple(state[name].shape) != shape:
+            found = tuple(state[name].shape)
+            wrong.append(f"has {name} of shape {found}, where its arguments say {shape}")
+    if wrong:
+        others = f" (and {len(wrong) - 1} more such)" if len(wrong) > 1 else ""
+        raise CheckpointError(f"{path} {wrong[0]}{others}")
 
 
 class ReleasedTensors:

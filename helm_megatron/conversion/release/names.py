@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
+from helm_megatron.config import CURVATURES
 from helm_megatron.conversion.table import (
     GATE_UP,
     SAME,
@@ -232,9 +233,14 @@ def _curvature(released: str, ours: str) -> Rule:
     """The curvature of an expert, ours as the softplus of a parameter."""
 
     def load(config: HelmTransformerConfig, tensors: list[Tensor]) -> list[Tensor]:
-        c = tensors[0].reshape(1)
+        c, (low, high) = tensors[0].reshape(1).double(), CURVATURES
         if not c.item() > 0:
             raise ValueError(f"curvature {c.item():g} is not positive, so it has no hyperboloid")
-        return [c + torch.log(-torch.expm1(-c))]
+        if not low <= c.item() <= high:
+            raise ValueError(
+                f"curvature {c.item():g}: an expert's is from {low:g} to {high:g} here, and would "
+                "become another"
+            )
+        return [(c + torch.log(-torch.expm1(-c))).to(tensors[0])]
 
     return Rule((released,), (ours,), load, lambda config, t: [F.softplus(t[0]).reshape(())])
