@@ -1,9 +1,10 @@
 """Evaluate a model by stock lm-eval: a Megatron checkpoint or a Hugging Face folder.
 
 A Megatron checkpoint is converted first, into a folder that is removed afterwards; see
-tools/checkpoint/convert.py to keep it. --tasks takes any of lm-eval's tasks, and two presets:
+tools/checkpoint/convert.py to keep it. --tasks takes any of lm-eval's tasks, and three presets:
 `offline` needs no network (WordNet hypernymy, MMLU's dev questions), `paper` is the HELM paper's
-list with its numbers of shots (CommonsenseQA, HellaSwag, OpenBookQA, MMLU, ARC-Challenge).
+list with its numbers of shots (CommonsenseQA, HellaSwag, OpenBookQA, MMLU, ARC-Challenge), and
+`paper-as-released` that list scored as the paper's released code does.
 
 Example:
     python tools/evaluate.py --load checkpoints --tasks offline --output-dir evaluation
@@ -26,7 +27,8 @@ from helm_megatron.errors import HelmError
 from helm_megatron.evaluation.errors import EvaluationError
 from helm_megatron.evaluation.harness import Options, Outcome, run
 from helm_megatron.evaluation.model import hf_folder
-from helm_megatron.evaluation.presets import task_names
+from helm_megatron.evaluation.paper import comparison
+from helm_megatron.evaluation.presets import scored_as_released, task_names
 from helm_megatron.evaluation.scores import markdown, read_scores, with_unigram
 
 
@@ -71,14 +73,16 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def write(outcome: Outcome, unigram: Outcome | None, args: argparse.Namespace) -> str:
-    """Write all files of the output folder, and return the table."""
+def write(
+    outcome: Outcome, unigram: Outcome | None, args: argparse.Namespace, published: str
+) -> str:
+    """Write all files of the output folder, and return the table with what is `published`."""
     from helm_megatron.evaluation.chart import draw  # it imports matplotlib, seconds
 
     scores = read_scores(outcome.results)
     if unigram is not None:
         scores = with_unigram(scores, read_scores(unigram.results))
-    table = markdown(scores)
+    table = markdown(scores) + published
     if outcome.truncated:
         context = outcome.results["max_length"]
         table += f"Prompts longer than the model's {context} tokens lost their beginning.\n"
@@ -113,14 +117,16 @@ def evaluate(args: argparse.Namespace) -> str:
     finished = args.output_dir / "scores.json"
     if finished.exists() and not args.overwrite:
         raise EvaluationError(f"{finished} exists; pass --overwrite to replace it")
+    names = task_names(args.tasks)
     options = Options(
-        task_names(args.tasks),
+        names,
         batch_size=args.batch_size,
         device=args.device,
         dtype=args.dtype,
         limit=args.limit,
         num_fewshot=args.num_fewshot,
         log_samples=args.log_samples,
+        as_released=scored_as_released(names),
     )
     flags = []
     for flag, value in (
@@ -137,9 +143,10 @@ def evaluate(args: argparse.Namespace) -> str:
                 if counts is not None:  # the first to run: it takes seconds and may be refused
                     unigram = run(folder, options, args.output_dir / "unigram.log", counts)
                 outcome = run(folder, options, args.output_dir / "lm_eval.log")
+                published = comparison(read_scores(outcome.results), folder, args.load)
     except OSError as error:
         raise EvaluationError(f"{error.filename}: {error.strerror}") from error
-    table = write(outcome, unigram, args)
+    table = write(outcome, unigram, args, published)
     if args.update_card:
         update_card(args.load, args.output_dir / "lm_eval.json")
     return table

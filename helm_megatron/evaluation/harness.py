@@ -28,6 +28,7 @@ class Options:
         tasks: lm-eval's names of tasks and groups.
         limit: evaluate the first so many questions of every task.
         num_fewshot: for all tasks, whatever their own number.
+        as_released: score as the authors' released evaluation does (`as_released.AsReleased`).
     """
 
     tasks: list[str]
@@ -37,6 +38,7 @@ class Options:
     limit: int | None = None
     num_fewshot: int | None = None
     log_samples: bool = False
+    as_released: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ def command(model: Path, options: Options, output: Path, unigram: Path | None = 
     # As JSON, which takes any path; key=value,... would split one with a comma.
     model_args = {"pretrained": str(model), "trust_remote_code": True, "dtype": options.dtype}
     words = ["lm_eval", "run", "--model", "hf"]
+    if options.as_released:
+        words = ["helm_megatron.evaluation.as_released", "run", "--model", "helm-as-released"]
     if unigram is not None:
         model_args = {"tokenizer": str(model), "counts": str(unigram)}
         words = ["helm_megatron.evaluation.unigram", "run", "--model", "unigram"]
