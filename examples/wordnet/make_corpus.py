@@ -3,8 +3,8 @@
 
 A document names the synset's words, the word above it in the hierarchy, its definition and its
 examples: 'dog, domestic dog, Canis familiaris: a kind of canine. A member of the genus Canis ...
-"the dog barked all night"'. The order is pseudorandom and fixed, so the output depends on the
-input alone.
+"the dog barked all night"'. With --first-sentence it ends after "canine.". The order is
+pseudorandom, fixed, and the same for both, so the output depends on the input alone.
 
 Example:
     python examples/wordnet/make_corpus.py --wordnet-dir /usr/share/wordnet \
@@ -30,15 +30,14 @@ def main() -> None:
     )
     parser.add_argument("--wordnet-dir", type=Path, required=True, help="folder of data.noun")
     parser.add_argument("--output", type=Path, required=True, help="a .jsonl.gz file")
+    parser.add_argument(
+        "--first-sentence", action="store_true", help="words and hypernyms, without the glosses"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace existing output")
     args = parser.parse_args()
     try:
-        texts = [
-            text
-            for _, _, text in corpus(
-                {name: read_synsets(args.wordnet_dir / name) for name in PARTS}
-            )
-        ]
+        documents = corpus({name: read_synsets(args.wordnet_dir / name) for name in PARTS})
+        texts = [entry.head if args.first_sentence else entry.text for entry in documents]
         lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
         with staged([args.output], args.overwrite) as [path]:
             path.write_bytes(gzip.compress(lines.encode(), mtime=0))

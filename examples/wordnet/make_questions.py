@@ -112,7 +112,7 @@ def make_questions(parts: dict[str, Synsets], limit: int) -> list[dict[str, obje
     """Return up to `limit` questions about nouns of the held-out part of the corpus."""
     documents = corpus(parts)
     held_out = documents[len(documents) - int(HELD_OUT * len(documents)) :]
-    offsets = [offset for name, offset, _ in held_out if name == "data.noun"]
+    offsets = [entry.offset for entry in held_out if entry.file == "data.noun"]
     pool = candidates(offsets, parts["data.noun"])
     return [question(asked, pool) for asked in pool[:limit]]
 

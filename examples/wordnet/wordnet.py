@@ -54,32 +54,50 @@ def read_synsets(path: Path) -> dict[str, Synset]:
         raise DataError(f"{path}: not a WordNet data file") from error
 
 
-def document(synset: Synset, synsets: dict[str, Synset], relations: dict[str, str]) -> str:
-    """Return a synset as text; `relations` maps pointer symbols to their wording."""
+@dataclass(frozen=True)
+class Document:
+    """A synset as text: its words and the word above them; then its definition and examples."""
+
+    file: str
+    offset: str
+    head: str
+    gloss: str
+
+    @property
+    def text(self) -> str:
+        """The whole entry."""
+        return f"{self.head} {self.gloss}"
+
+
+def head(synset: Synset, synsets: dict[str, Synset], relations: dict[str, str]) -> str:
+    """Return the first sentence of a synset; `relations` maps pointer symbols to their wording."""
     above = [
         f"{relations[symbol]} {synsets[offset].words[0]}"
         for symbol, offset in synset.pointers
         if symbol in relations
     ]
-    head = ", ".join(synset.words)
-    if above:
-        head += ": " + " and ".join(above)
+    words = ", ".join(synset.words)
+    return (f"{words}: {' and '.join(above)}" if above else words) + "."
+
+
+def gloss(synset: Synset) -> str:
+    """Return a synset's definition and examples as sentences."""
     definition, *examples = re.split(r'[;:,] *(?=")', synset.gloss, maxsplit=1)
     definition = definition[:1].upper() + definition[1:].rstrip(" ;:,.")
-    return " ".join([f"{head}.", f"{definition}.", *examples]).rstrip(" ;")
+    return " ".join([f"{definition}.", *examples]).rstrip(" ;")
 
 
-def corpus(parts: dict[str, dict[str, Synset]]) -> list[tuple[str, str, str]]:
-    """Return (file, offset, text) of every synset, in the corpus's pseudorandom, fixed order.
+def corpus(parts: dict[str, dict[str, Synset]]) -> list[Document]:
+    """Return every synset as a document, in the corpus's pseudorandom, fixed order.
 
     Args:
         parts: the synsets of every file of PARTS.
     """
 
-    def documents() -> Iterator[tuple[str, str, str]]:
+    def documents() -> Iterator[Document]:
         for name, synsets in parts.items():
             for offset, synset in synsets.items():
-                yield name, offset, document(synset, synsets, PARTS[name])
+                yield Document(name, offset, head(synset, synsets, PARTS[name]), gloss(synset))
 
     # Sorting by hash shuffles the same way on every machine and Python version.
-    return sorted(documents(), key=lambda entry: hashlib.sha256(entry[2].encode()).digest())
+    return sorted(documents(), key=lambda entry: hashlib.sha256(entry.text.encode()).digest())

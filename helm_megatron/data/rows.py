@@ -55,6 +55,8 @@ def _parquet(source: TextSource, keys: Sequence[str], start: int) -> Iterator[py
                 passed += _rows(file, first)
                 first += 1
             groups = list(range(first, file.num_row_groups))
+            if not groups:  # Arrow before 20 does not take an empty list
+                return
             for batch in file.iter_batches(ROWS, row_groups=groups, columns=list(keys)):
                 left_out = max(0, start - passed)
                 passed += batch.num_rows

@@ -13,7 +13,9 @@ from lm_eval.tasks import TaskManager, _factory
 
 from helm_megatron.evaluation.presets import OFFLINE_TASKS, PRESETS, TASKS, is_offline, task_names
 
-CORPUS = Path(__file__).parents[2] / "examples" / "data" / "wordnet_glosses.jsonl.gz"
+DATA = Path(__file__).parents[2] / "examples" / "data"
+CORPUS = DATA / "wordnet_glosses.jsonl.gz"
+HYPERNYMS = DATA / "wordnet_hypernyms.jsonl.gz"
 LM_EVAL_TASKS = Path(lm_eval.tasks.__file__).parent
 
 
@@ -52,9 +54,10 @@ def test_wrong_choices_are_as_common_as_right_ones(questions):
     assert hits / len(questions) < 0.30
 
 
-def test_answers_are_held_out_of_the_corpus(questions):
+@pytest.mark.parametrize("corpus", [CORPUS, HYPERNYMS], ids=lambda corpus: corpus.name)
+def test_answers_are_held_out_of_the_corpus(questions, corpus):
     """What states an answer is in the part that `--split 95,5,0` does not train on."""
-    texts = [document["text"] for document in read(CORPUS)]
+    texts = [document["text"] for document in read(corpus)]
     # "lion, king of beasts, Panthera leo: a kind of big cat. ..."
     stated = re.compile(r"([^,:]+)(?:,[^:]*)?: a kind of ([^.]+)\.")
     facts = {
@@ -63,6 +66,11 @@ def test_answers_are_held_out_of_the_corpus(questions):
     for question in questions:
         answer = question["choices"][question["answer"]]
         assert facts[question["term"], answer] >= 0.95 * len(texts), question
+
+
+def test_hypernyms_are_the_first_sentences_of_the_glosses():
+    for entry, first in zip(read(CORPUS), read(HYPERNYMS), strict=True):
+        assert entry["text"].startswith(first["text"] + " ")
 
 
 def pieces(word):

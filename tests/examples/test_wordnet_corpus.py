@@ -46,6 +46,20 @@ def test_documents(run_wordnet, wordnet, tmp_path):
     ]
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
 
+    done = run_wordnet(
+        *("make_corpus.py", "--wordnet-dir", wordnet, "--output", tmp_path / "3.jsonl.gz"),
+        "--first-sentence",
+    )
+    assert done.returncode == 0, done.stderr
+    firsts = [
+        "A, B, C, D, E, F, G, H, I, J: an instance of sea boat and a kind of thing.",
+        *("float: a way to move.", "move.", "sea boat, seaboat: a kind of thing.", "thing."),
+    ]
+    with gzip.open(tmp_path / "3.jsonl.gz", "rt") as lines:
+        cut = [json.loads(line)["text"] for line in lines]
+    assert sorted(cut) == firsts
+    assert all(text.startswith(f"{first} ") for text, first in zip(texts, cut, strict=True))
+
 
 @pytest.mark.parametrize(
     ("noun", "message"), [(None, "cannot be read"), ("words\n", "not a WordNet data file")]
