@@ -124,13 +124,18 @@ def _files_below(folder: Path) -> tuple[list[Path], list[Path]]:
                 left_out.append(path)
             elif path.is_dir():
                 (links if path.is_symlink() else folders).append(path)
-            elif format_of(path) is None:
+            elif format_of(path) is None or _is_sidecar(path):
                 left_out.append(path)
             elif path.is_file():
                 files.append(path)
             else:
                 raise DataError(f"{path}: is no file, or a link that leads nowhere")
     return sorted(files), sorted(left_out)
+
+
+def _is_sidecar(path: Path) -> bool:
+    """Whether a file is what preprocessing has written beside its tokens."""
+    return path.suffix == ".json" and path.with_suffix(".idx").exists()
 
 
 def _entries(folder: Path) -> list[Path]:

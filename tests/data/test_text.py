@@ -212,6 +212,14 @@ def test_hidden_and_temporary_files_are_not_read_unless_named(tmp_path, capsys):
     ]  # fmt: skip
 
 
+def test_what_preprocessing_wrote_is_not_read_again(tmp_path):
+    for name in ("a.jsonl", "a.json", "a_text_document.json", "a_text_document.idx"):
+        (tmp_path / name).touch()
+    assert [source.path for source in find_sources([tmp_path])] == [
+        str(tmp_path / "a.json"), str(tmp_path / "a.jsonl")
+    ]  # fmt: skip
+
+
 def test_links_are_followed_once(tmp_path, capsys):
     data, other = tmp_path / "data", tmp_path / "other"
     for path in (data / "part" / "a.jsonl", other / "b.jsonl"):
