@@ -97,12 +97,15 @@ def _changes(
     for name, flag in _STEPS.items():
         if schedule.get(name, own[name]) == own[name]:
             continue
-        ours, theirs = (f"{s[name] / b:g}" for s, b in zip((own, schedule), batches, strict=True))
+        ours, theirs = (
+            f"{s[name] / b:.12g}" for s, b in zip((own, schedule), batches, strict=True)
+        )
         if ours != theirs:
-            cause = ""
+            cause = way_out = ""
             if name == "lr_decay_steps" and own[name] == own["wd_incr_steps"]:
                 cause = f"--train-{unit} {ours} and so "
-            yield f"{cause}{flag}-{unit} {ours} (was {theirs})"
+                way_out = f"; {flag}-{unit} {theirs} keeps it" * (batches[0] == batches[1])
+            yield f"{cause}{flag}-{unit} {ours} (was {theirs}{way_out})"
     factors = _FACTORS if args.geometry == "lorentz" else ()
     for name in (*_IN_GROUPS, *factors):
         ours, theirs = getattr(args, name), getattr(saved, name)

@@ -75,7 +75,8 @@ def test_other_groups_of_parameters_cannot_be_loaded(starter, saved):
 def test_more_iterations_of_a_falling_rate_are_counted(starter, decayed):
     folder, flags, _ = decayed
     line = refusal(starter, *flags, "--train-iters", 6, "--load", folder)
-    assert "--train-iters 6 and so --lr-decay-iters 6 (was 4)" in line and OVERRIDE in line
+    said = "--train-iters 6 and so --lr-decay-iters 6 (was 4; --lr-decay-iters 4 keeps it)"
+    assert said in line and OVERRIDE in line
     kept = [*flags, "--train-iters", 6, "--lr-decay-iters", 4, "--load", folder]
     assert list(starter.run(*kept)) == [5, 6]
 

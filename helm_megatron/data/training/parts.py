@@ -16,6 +16,7 @@ from helm_megatron.data.errors import DataError
 from helm_megatron.data.indexed import Index
 from helm_megatron.data.split import SPLITS, bounds_of, parse_split
 from helm_megatron.data.training.blend import Blend, Blends, blends_of, is_remote
+from helm_megatron.data.training.dataset import Dataset
 from helm_megatron.data.verification import open_whole, problems
 
 
@@ -143,7 +144,7 @@ def _tokens(index: Index, split: str | None, part: str) -> int:
 
 def _check_cache_folder(folder: str | None, prefix: str) -> None:
     """Refuse a folder of the index cache that cannot be made; by default it is the prefix."""
-    wanted = Path(folder) if folder else Path(prefix, "cache")
+    wanted = Path(folder) if folder else Path(prefix, "cache", f"{Dataset.__name__}_indices")
     there = next(path for path in (wanted, *wanted.parents) if path.exists())
     what = f"the index cache in {wanted} cannot be written"
     if not there.is_dir():
