@@ -150,8 +150,8 @@ def parse_batch(batch: Batch, keys: Sequence[str]) -> Parsed:
     """Parse a batch; plain text counts for every key.
 
     Blank lines hold no document and are skipped. A record is bad if it is no JSON object, lacks a
-    key or has it twice, is null or no text there, is not UTF-8, or is plain text with NUL bytes.
-    UTF-8's byte-order mark is no text.
+    key or has it twice, is null or no text there, is not UTF-8, or is UTF-16 without its mark by
+    the looks of it. UTF-8's byte-order mark is no text.
     """
     parsed = Parsed()
     for place, record in _records(batch):
@@ -233,8 +233,10 @@ def _count(line: str, key: str) -> int:
 
 
 def _plain_text(data: bytes, where: str) -> str:
-    if b"\0" in data:
-        raise DataError(f"{where}: NUL bytes: not text, or not in UTF-8 (UTF-16 without its mark?)")
+    # A NUL is text like any other, but not as every second byte.
+    for half in (data[::2], data[1::2]) if len(data) > 3 else ():
+        if half.count(0) > 0.9 * len(half):
+            raise DataError(f"{where}: every second byte is NUL: UTF-16 without its mark?")
     return decode(data, where)
 
 

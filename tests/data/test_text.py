@@ -70,13 +70,19 @@ def test_marks_within_joined_files_of_json(tmp_path):
 def test_other_encodings_are_named_with_their_line(tmp_path, sample_by):
     path = tmp_path / "a.txt"
     line = 1 if sample_by == "document" else 3
+    before = b"fine\n\n" if line == 3 else b""
     for data, message in [
         ("fine\n\ncafé".encode("latin-1"), "not valid UTF-8"),
-        (b"fine\n\n" + "wide".encode("utf-16-le"), "NUL bytes: not text, or not in UTF-8"),
+        (before + "wide".encode("utf-16-le"), "every second byte is NUL: UTF-16"),
     ]:
         path.write_bytes(data)
         _, [bad], _ = read(path, sample_by=sample_by)
         assert bad.startswith(f"{path}:{line}: ") and message in bad
+
+
+def test_a_nul_is_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"a\0b\n\0\n\0\0 c")
+    assert read(tmp_path / "a.txt")[:2] == (["a\0b", "\0", "\0\0 c"], [])
 
 
 def tarred(data):
