@@ -108,6 +108,11 @@ def test_enough(folder, flags, given):
             {"data_path": ["1", "one"], "split": "9,1,0", "full_validation": True},
             "drop the weights of --data-path",
         ),
+        ({"data_path": ["few"], "split": "1", "train_iters": 10**6}, "draw 5,333,333 times over"),
+        (
+            {"data_path": ["1e6", "few", "1", "one"], "split": "1", "train_iters": 10**6},
+            "times over",
+        ),
         ({"data_path": ["one"], "split": "1", "data_cache_path": "one.bin"}, "is a file; pass"),
         ({"data_path": ["file"], "split": "1"}, "file is a file; pass another --data-cache-path"),
     ],

@@ -19,6 +19,9 @@ from helm_megatron.data.training.blend import Blend, Blends, blends_of, is_remot
 from helm_megatron.data.training.dataset import Dataset
 from helm_megatron.data.verification import open_whole, problems
 
+# Megatron counts epochs one by one, and keeps a number for each document of each.
+EPOCHS = 1_000_000
+
 
 def has_part(args: argparse.Namespace, part: str) -> bool:
     """Whether the command line gives data to a part, one of `SPLITS`."""
@@ -109,7 +112,8 @@ def _check_part(
 ) -> None:
     found = 0
     once = wanted is None or (blend.weights is None and len(blend.prefixes) > 1)
-    for prefix in blend.prefixes:
+    weights = blend.weights or [1.0]
+    for number, prefix in enumerate(blend.prefixes):
         tokens, sequences = _tokens(indices[prefix], args.split, part), indices[prefix].sequences
         given = f"{prefix}: --split {args.split} leaves" if args.split else f"{prefix}: has"
         if not tokens:
@@ -124,12 +128,23 @@ def _check_part(
                 f" {args.seq_length} takes {args.seq_length + 1:,}; merge it with other data"
                 " (tools/merge_datasets.py)" + ", or give weights" * (wanted is not None)
             )
+        if wanted is not None and not once:
+            drawn = wanted * args.seq_length * weights[number] / sum(weights)
+            _check_epochs(drawn / tokens, f"{given} {tokens:,} tokens for '{part}'")
         found += here
     if once and wanted is not None and found < wanted:
         raise DataError(
             f"{blend.where}: without weights each dataset is used once, which makes {found:,}"
             f" samples of --seq-length {args.seq_length} for '{part}', and the run draws"
             f" {wanted:,}; give a weight before each dataset, or draw fewer"
+        )
+
+
+def _check_epochs(epochs: float, given: str) -> None:
+    if epochs > EPOCHS:
+        raise DataError(
+            f"{given}, which the run would draw {epochs:,.0f} times over, beyond {EPOCHS:,}; give"
+            " that part more"
         )
 
 
