@@ -12,6 +12,19 @@ say() {
     printf '[%(%F %T)T] %s\n' -1 "$*"
 }
 
+# The lines of file $1, which name files, into the array inputs: without blank ones and without the
+# carriage returns of other systems.
+read_list() {
+    local line
+    [[ -f $1 && -r $1 ]] || fail "no list of input files $1"
+    inputs=()
+    while IFS= read -r line || [[ -n $line ]]; do
+        line=${line%$'\r'}
+        [[ $line =~ ^[[:space:]]*$ ]] || inputs+=("$line")
+    done <"$1"
+    ((${#inputs[@]} > 0)) || fail "$1 names no input files"
+}
+
 # The settings that have defaults; exported, since the tasks on the nodes read them.
 settings() {
     export CONTAINER_RUNTIME=${CONTAINER_RUNTIME:-none}
@@ -43,6 +56,9 @@ rendezvous() {
 
 nodes_of_job() {
     if [[ -n ${SLURM_JOB_NODELIST:-} ]]; then
+        # The jobs' scripts run outside of images, which start under srun.
+        command -v scontrol >/dev/null ||
+            fail "no scontrol here: set CONTAINER_RUNTIME instead of running this script in an image"
         scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -sd ' '
     elif ((DRY_RUN)); then
         echo node1 node2
@@ -57,8 +73,9 @@ launch_command() {
     # A node that ends gives the others a minute; at once would cut off a checkpoint.
     LAUNCH=(srun --label --nodes="$1" --ntasks="$1" --ntasks-per-node=1 --kill-on-bad-exit=0
         --wait=60 --cpu-bind=none ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"})
-    local extra mount
+    local extra mount mounts
     read -ra extra <<<"$CONTAINER_ARGS"
+    IFS=, read -ra mounts <<<"$CONTAINER_MOUNTS" # their paths may have spaces
     case $CONTAINER_RUNTIME in
         none) ;;
         pyxis)
@@ -67,7 +84,7 @@ launch_command() {
             ;;
         apptainer)
             LAUNCH+=(apptainer exec --no-home --pwd "$CONTAINER_WORKDIR")
-            for mount in ${CONTAINER_MOUNTS//,/ }; do LAUNCH+=(--bind "$mount"); done
+            for mount in "${mounts[@]}"; do LAUNCH+=(--bind "$mount"); done
             ((GPUS_PER_NODE == 0)) || LAUNCH+=(--nv)
             LAUNCH+=("${extra[@]}" "$CONTAINER_IMAGE")
             ;;

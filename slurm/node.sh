@@ -5,6 +5,10 @@ set -euo pipefail
 
 what=$1
 shift
+# Triton keeps its kernels at home, which in an image may not be, or be read-only.
+if [[ -z ${TRITON_CACHE_DIR:-} && ! -w ${HOME:-/nonexistent} ]]; then
+    export TRITON_CACHE_DIR=${TMPDIR:-/tmp}/triton-$UID
+fi
 case $what in
     preflight)
         # Of c10d's long-winded warnings, what matters is among the problems.

@@ -14,6 +14,8 @@
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
+# shellcheck source-path=SCRIPTDIR/..
+source slurm/common.sh
 
 fail() {
     echo "submit.sh: error: $*" >&2
@@ -25,14 +27,14 @@ usage() {
     exit "$1"
 }
 
-recipe='' inputs='' prefix='' array_tasks=8 evaluation=()
+recipe='' list='' prefix='' array_tasks=8 evaluation=()
 preprocess_options=() pretrain_options=() evaluate_options=()
 while (($# > 0)); do
     case $1 in
         --help | -h) usage 0 ;;
         --) shift && break ;;
         --*) (($# > 1)) || fail "$1 needs a value" ;;&
-        --inputs) inputs=$2 ;;
+        --inputs) list=$2 ;;
         --data-prefix) prefix=$2 ;;
         --array-tasks) array_tasks=$2 ;;
         --evaluate) read -ra evaluation <<<"$2" ;;
@@ -51,32 +53,41 @@ done
 [[ -r $recipe ]] || fail "no recipe $recipe"
 [[ $array_tasks =~ ^[1-9][0-9]*$ ]] || fail "--array-tasks $array_tasks is no positive number"
 
-# The value of flag $1 in the arguments after it.
+# The value of flag $1 in the arguments after it, the last one as for Python: --flag value or
+# --flag=value.
 value_of() {
-    local flag=$1
+    local flag=$1 value=''
     shift
-    while (($# > 1)); do
-        [[ $1 != "$flag" ]] || { echo "$2" && return; }
+    while (($# > 0)); do
+        case $1 in
+            "$flag") value=${2:-} ;;
+            "$flag="*) value=${1#*=} ;;
+        esac
         shift
     done
-    fail "--inputs needs $flag among the flags after --"
+    [[ -n $value ]] || fail "--inputs needs $flag among the flags after --"
+    echo "$value"
 }
 
 flags=("$@")
 after=()
-if [[ -n $inputs ]]; then
+if [[ -n $list ]]; then
     [[ -n $prefix ]] || fail "--inputs needs --data-prefix"
-    [[ -s $inputs ]] || fail "$inputs is missing or empty"
-    files=$(wc -l <"$inputs")
+    for flag in "$@"; do
+        [[ ${flag%%=*} != --data-path ]] || fail "$flag: with --inputs the data is --data-prefix's"
+    done
+    read_list "$list"
+    files=${#inputs[@]}
     ((array_tasks < files)) || array_tasks=$files
     type=$(value_of --tokenizer-type "$@")
     model=$(value_of --tokenizer-model "$@")
-    job=$(sbatch --parsable --array="0-$((array_tasks - 1))" "${preprocess_options[@]}" \
-        slurm/preprocess.sbatch "$inputs" "$prefix" \
+    tokenize=(slurm/preprocess.sbatch "$list" "$prefix"
         --tokenizer-type "$type" --tokenizer-model "$model" --append-eod)
+    job=$(sbatch --parsable --array="0-$((array_tasks - 1))" "${preprocess_options[@]}" \
+        "${tokenize[@]}")
     echo "tokenize: job ${job%%;*}, $array_tasks tasks"
     job=$(sbatch --parsable --dependency="afterok:${job%%;*}" --kill-on-invalid-dep=yes \
-        "${preprocess_options[@]}" slurm/preprocess.sbatch "$inputs" "$prefix")
+        "${preprocess_options[@]}" "${tokenize[@]}")
     echo "merge: job ${job%%;*}"
     after=(--dependency="afterok:${job%%;*}" --kill-on-invalid-dep=yes)
     flags+=(--data-path "${prefix}_text_document")

@@ -89,7 +89,12 @@ def add_output_args(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with --partitions: keep the order of the input instead",
     )
-    group.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with a run that was stopped; with --overwrite, too: begin anew where that was "
+        "of other text, tokenizer or options",
+    )
     group.add_argument("--overwrite", action="store_true", help="replace existing output")
     group.add_argument(
         "--workers",

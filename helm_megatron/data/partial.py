@@ -80,11 +80,12 @@ class PartialDataset:
         """The journal's place; where there is none, nothing can be resumed."""
         return self.folder / "journal"
 
-    def open(self, resume: bool) -> None:
-        """Begin anew, or take up the last checkpoint.
+    def open(self, resume: bool, overwrite: bool) -> None:
+        """Take up the last checkpoint where `resume`, else begin anew.
 
         Raises:
-            DataError: another run is writing, or what is there is of other input or options.
+            DataError: another run is writing; or what `resume` finds is of other input or options,
+                and may not be overwritten.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._journal = self.journal_path.open("a+b")
@@ -96,7 +97,7 @@ class PartialDataset:
         except OSError:
             pass  # a file system without locks
         if resume:
-            self._take_up()
+            self._take_up(overwrite)
         else:
             self._begin()
         for name in self._names() if not self.state.done else ():
@@ -110,7 +111,7 @@ class PartialDataset:
         self._journal.truncate(0)
         self._record(self._making)
 
-    def _take_up(self) -> None:
+    def _take_up(self, overwrite: bool) -> None:
         self._journal.seek(0)
         lines = self._journal.read().split(b"\n")
         if len(lines) < 2:  # it was killed before it could say what it makes
@@ -118,6 +119,8 @@ class PartialDataset:
             return
         begun = json.loads(lines[0])
         for name, value in self._making.items():
+            if begun.get(name) != value and overwrite:
+                return self._begin()
             if begun.get(name) != value:
                 raise DataError(
                     f"{self.folder}: was begun with another {name}; pass that again, or"

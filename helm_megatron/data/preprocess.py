@@ -38,7 +38,8 @@ class Options:
     What changes the output: keys (of JSON, or columns), sample_by (what is a document in plain
     text), partitions (documents are dealt to so many in turn, which are joined in the end, as in
     Megatron's tool; 1 keeps the order of the input). The others do not; resume goes on from the
-    last checkpoint, of which there is one every checkpoint_seconds.
+    last checkpoint, of which there is one every checkpoint_seconds; with overwrite, too, it begins
+    anew where that is of other input or options.
     """
 
     keys: Sequence[str] = ("text",)
@@ -168,7 +169,7 @@ class _Run:
                     f"{self._partial.folder}: an unfinished run; pass --resume to go on with it, or"
                     " --overwrite to begin anew"
                 )
-        self._partial.open(resume)
+        self._partial.open(resume, self._options.overwrite)
         self._hashes = FileHashes(self._partial.folder / "sources")
 
     def encode(self) -> None:

@@ -39,11 +39,15 @@ def start(tmp_path):
     }
     started = []
 
-    def run(seconds):
-        env = os.environ | settings | {"SECONDS_OF_RUN": str(seconds)}
+    (tmp_path / "podman").symlink_to(tmp_path / "docker")
+    # Of the machine of these tests.
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "CUDA_"))}
+
+    def run(seconds, **more):
+        env = inherited | settings | {"SECONDS_OF_RUN": str(seconds)} | more
         command = ["bash", "slurm/run_container.sh", "train", "--flag"]
         started.append(subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True))
-        return started[0], tmp_path / "calls"
+        return started[-1], tmp_path / "calls"
 
     yield run
     for process in started:
@@ -71,3 +75,36 @@ def test_the_container_of_a_cancelled_job_is_removed(start, tmp_path):
     process.terminate()
     assert process.wait(60) == 143
     assert calls.read_text().splitlines()[-1] == "rm --force helm-megatron-7-1-3"
+
+
+@pytest.mark.parametrize(
+    ("env", "docker", "podman"),
+    [
+        ({}, "--gpus all", "--device nvidia.com/gpu=all"),
+        (
+            # As SLURM sets them where it hides other GPUs: the second counts from 0 in each job.
+            {"SLURM_STEP_GPUS": "2,3", "CUDA_VISIBLE_DEVICES": "0,1"},
+            '--gpus "device=2,3"',
+            "--device nvidia.com/gpu=2 --device nvidia.com/gpu=3",
+        ),
+        (
+            {"CUDA_VISIBLE_DEVICES": "GPU-5f"},
+            '--gpus "device=GPU-5f"',
+            "--device nvidia.com/gpu=GPU-5f",
+        ),
+    ],
+)
+def test_the_container_gets_the_gpus_of_its_job_only(start, env, docker, podman):
+    for runtime, expected in (("docker", docker), ("podman", podman)):
+        process, calls = start(0, CONTAINER_RUNTIME=runtime, **env)
+        assert process.wait(60) == 0
+        [run] = [line for line in calls.read_text().splitlines() if line.startswith("run")][-1:]
+        assert f"{expected} --env" in run
+
+
+def test_mounts_of_a_container_may_have_spaces(start, tmp_path):
+    one_a_line = 'printf "<%s>" "$@" >"$CALLS"'
+    (tmp_path / "docker").write_text(f"#!/bin/bash\n[[ $1 != run ]] || {one_a_line}\n")
+    process, calls = start(0, CONTAINER_MOUNTS="/a b:/c d,/e:/f")
+    assert process.wait(60) == 0
+    assert "<--volume></a b:/c d><--volume></e:/f>" in calls.read_text()

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import subprocess
 
 import pytest
@@ -57,6 +58,13 @@ def test_the_same_program_runs_under_each_container_runtime(runtime):
     assert program[-4] == program[-2]
 
 
+def test_mounts_may_have_spaces():
+    mounts = {"CONTAINER_RUNTIME": "apptainer", "CONTAINER_MOUNTS": "/a b:/c d,/e:/f"}
+    launch, _ = launch_of(**IMAGE | mounts)
+    binds = [launch[i + 1] for i, word in enumerate(launch) if word == "--bind"]
+    assert binds == ["/a b:/c d", "/e:/f"]
+
+
 @pytest.mark.parametrize(
     ("flags", "env", "message"),
     [
@@ -72,6 +80,16 @@ def test_mistakes_are_explained(flags, env, message):
     assert (out, code) == ("", 2)
     assert message in errors
     assert len(errors.splitlines()) == 1
+
+
+def test_a_script_that_runs_in_an_image_says_so(tmp_path):
+    """An image has no SLURM."""
+    for program in ("bash", "basename", "wc"):
+        (tmp_path / program).symlink_to(shutil.which(program))
+    env = {"PATH": str(tmp_path), "SLURM_JOB_NODELIST": "node[1-2]", "DRY_RUN": "0"}
+    out, code, errors = dry_run(**env)
+    assert (out, code) == ("", 2)
+    assert "error: no scontrol here" in errors and len(errors.splitlines()) == 1
 
 
 END = """
