@@ -67,3 +67,10 @@ def perturb(module, seed=0, size=0.1):
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.add_(size * noise.to(parameter.dtype))
     return module
+
+
+def part_of(config, name, **overrides):
+    """A part of the last transformer layer of a config's model."""
+    for field, value in overrides.items():
+        setattr(config, field, value)
+    return model(config).decoder.layers[-1].get_submodule(name)

@@ -34,3 +34,18 @@ def test_bf16_mixture_logs_its_geometry(starter, tmp_path):
 def test_euclidean_twin_differs_by_one_word():
     trained = losses(run(*MICE, "--train-iters", 4, "--geometry", "euclidean"))
     assert trained[4] < trained[1]
+
+
+def test_proportional_bias_moves_the_choice_of_experts(starter):
+    """With weights that stand still, only the step of the selection bias can change the loss."""
+
+    def trained(rate):
+        flags = "--train-iters 3 --lr 1e-12 --min-lr 0 --hidden-dropout 0 --attention-dropout 0"
+        flags += " --mice-bias-update proportional --mice-routing reference"
+        ranks = starter.start(*MICE, *flags.split(), "--moe-router-bias-update-rate", rate)
+        assert ranks.join() == [0], ranks.output[-4000:]
+        return ranks.losses
+
+    still, moved = trained(0.0), trained(1.0)
+    assert moved[1] == still[1]
+    assert moved[2] != still[2]
