@@ -5,11 +5,11 @@
 The flags are Megatron's; `--help` lists HELM's own under "helm" and "mice".
 """
 
-from helm_megatron import megatron_patches
+if __name__ == "__main__":  # a process that this one starts imports this file, but needs none of it
+    from helm_megatron import megatron_patches
 
-megatron_patches.apply()  # before anything imports megatron
+    megatron_patches.apply()  # before anything imports megatron
 
-from helm_megatron.pretrain import main  # noqa: E402
+    from helm_megatron.pretrain import main
 
-if __name__ == "__main__":
     main()

@@ -23,7 +23,7 @@ from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_
 from megatron.training.arguments import parse_and_validate_args, parse_args
 from torch import Tensor
 
-from helm_megatron import megatron_patches
+from helm_megatron import lost_ranks, megatron_patches
 from helm_megatron.analysis.monitor import Monitor
 from helm_megatron.arguments import add_helm_args, config_from_args
 from helm_megatron.builder import HelmModelConfig
@@ -114,12 +114,12 @@ def loaded_state(folder: Path | None) -> dict[str, Any]:
 
 
 def training_config(args: argparse.Namespace) -> Any:
-    """Everything `megatron.training.pretrain` builds from, with the monitor in its hooks."""
+    """Everything `megatron.training.pretrain` builds from, with our own work in its hooks."""
     config = config_from_args(args)
     monitor = Monitor(config)
     config.finalize_model_grads_func = monitor.finalize
     model_config = gpt_config_from_args(args, config, HelmModelConfig)
-    model_config.pre_wrap_hooks.append(monitor.watch)
+    model_config.pre_wrap_hooks += [monitor.watch, lost_ranks.introduce]
     return pretrain_cfg_container_from_args(args, model_config)
 
 
@@ -244,6 +244,9 @@ def main() -> None:
     except HelmError as error:
         failed(str(error), every_rank=True)
     except failures.ERRORS as error:
-        if (reason := failures.explanation(error, args)) is None:
+        reason = lost_ranks.explanation(error, args) or failures.explanation(error, args)
+        if reason is None:
             raise
         failed(reason, every_rank=True)
+    except KeyboardInterrupt:
+        failed("interrupted; --exit-signal-handler saves a checkpoint first", exit_code=130)

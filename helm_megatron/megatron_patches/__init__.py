@@ -43,6 +43,8 @@ EVERYWHERE = (
     "first_loss",
     "no_validation",
     "schedule",
+    "checkpoint_processes",
+    "exit_signals",
 )
 
 

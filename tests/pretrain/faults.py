@@ -41,13 +41,28 @@ def nan_loss(iteration, rank):
     pretrain.check_loss = planted
 
 
-def sigterm(iteration, rank):
-    """Rank 1 gets SIGTERM during an iteration."""
+def signals(iteration, numbers, rank):
+    """Rank 1 gets signals during an iteration."""
+
+    def raise_them():
+        for number in numbers:
+            signal.raise_signal(number)
+
+    _before(iteration, rank, raise_them)
+
+
+def hang(iteration, rank):
+    """Rank 1 stays in an iteration for good."""
+    _before(iteration, rank, lambda: time.sleep(10_000))
+
+
+def _before(iteration, rank, what):
+    """Rank 1 does something before the step of an iteration."""
     train_step = training.train_step
 
-    def terminated(*args, **kwargs):
+    def after_it(*args, **kwargs):
         if rank == 1 and get_args().curr_iteration + 1 == iteration:
-            signal.raise_signal(signal.SIGTERM)
+            what()
         return train_step(*args, **kwargs)
 
-    training.train_step = terminated
+    training.train_step = after_it

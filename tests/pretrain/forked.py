@@ -84,12 +84,8 @@ def _rank(argv, environment, log, steps, fault):
     os.environ |= environment
     rank, world = int(environment["RANK"]), int(environment["WORLD_SIZE"])
     sys.argv = ["pretrain_helm.py", *argv]
-    from megatron.core.dist_checkpointing.strategies import filesystem_async
-
     from helm_megatron import pretrain  # it changes torch, so not in pytest's own process
 
-    # Before there are connections: a process that it forks would keep those of a killed rank open.
-    filesystem_async.get_write_results_queue()
     if rank == world - 1:
         _record(steps)
     if fault is not None:

@@ -7,8 +7,11 @@ import os
 import random
 import shutil
 import signal
+import socket
+import time
 from functools import partial
 
+import psutil
 import pytest
 
 from tests import forked
@@ -56,11 +59,64 @@ def goes_on(starter, folder, whole, after):
     assert losses == {i: whole[i] for i in range(after + 1, 9)}
 
 
-def test_sigterm_saves_and_goes_on(starter, folder, whole):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signals_save_and_go_on(starter, folder, whole, number):
     flags = [*RUN, *there(folder), "--exit-signal-handler"]
-    losses = starter.run(*flags, processes=2, fault=partial(faults.sigterm, 3))
+    losses = starter.run(*flags, processes=2, fault=partial(faults.signals, 3, [number]))
     assert list(losses) == [3]
     goes_on(starter, folder, whole, after=3)
+
+
+def test_a_second_sigint_ends_at_once(starter, folder):
+    fault = partial(faults.signals, 3, [signal.SIGINT] * 2)
+    running = starter.start(*RUN, *there(folder), "--exit-signal-handler", processes=2, fault=fault)
+    codes = running.join()
+    assert codes[1] == -signal.SIGINT and "SIGINT: ends after this step" in running.output
+    assert tracker(folder).read_text() == "2"
+
+
+def test_sigint_without_the_handler_is_one_line(starter, folder):
+    codes, output = starter.refused(
+        *RUN, *there(folder), processes=2, fault=partial(faults.signals, 3, [signal.SIGINT])
+    )
+    assert codes[1] == 130 and "Traceback" not in output
+
+
+def test_a_hanging_rank_is_named(starter, folder):
+    """Rank 0 waits for it in vain: since when, and where it runs."""
+    flags = [*RUN, *there(folder), "--distributed-timeout-seconds-after-init", 3]
+    running = starter.start(*flags, processes=2, fault=partial(faults.hang, 4))
+    running.processes[0].join(120)
+    assert running.processes[0].exitcode == 1 and "Traceback" not in running.output
+    (line,) = complaints(running.output)
+    hanging = running.processes[1].pid
+    assert f"in iteration 4 from rank 1 (process {hanging} on {socket.gethostname()})" in line
+    assert "no answer since" in line and "(3 s)" in line
+    forked.kill(*running.processes)
+
+
+@pytest.mark.parametrize(
+    "flags", [[], pytest.param(ASYNC, marks=pytest.mark.slow)], ids=["sync", "async"]
+)
+def test_a_killed_rank_leaves_no_process(starter, folder, flags):
+    """Each in a session of its own: what it has started would not be killed with it."""
+    running = starter.start(*RUN, *there(folder), *flags, processes=2, fault=faults.slow_disk)
+    running.wait_for(lambda: tracker(folder).read_text() == "4")
+    family = [psutil.Process(p.pid).children(recursive=True) for p in running.processes]
+    assert any(family) == bool(flags)  # a queue needs no process
+    for process in running.processes:
+        os.kill(process.pid, signal.SIGKILL)
+    end = time.monotonic() + 60
+    while left := [child for children in family for child in children if lives(child)]:
+        assert time.monotonic() < end, left
+        time.sleep(0.1)
+
+
+def lives(process):
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.mark.parametrize(
