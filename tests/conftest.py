@@ -1,6 +1,8 @@
 """Fixtures for every test: Megatron on the CPU, in a process group of one. Tests by worker."""
 
+import contextlib
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,22 @@ def seeded():
     import torch
 
     torch.manual_seed(1234)
+
+
+@pytest.fixture
+def small_disk():
+    """In the block, no file of this process can grow beyond so many bytes."""
+
+    @contextlib.contextmanager
+    def limited(size: int):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
 
 
 @pytest.fixture(scope="session")

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from helm_megatron.analysis import SAMPLES
 from helm_megatron.data.errors import DataError
+from helm_megatron.data.output import full_disk, own_folder
 from helm_megatron.errors import HelmError
 from helm_megatron.evaluation.model import hf_folder
 
@@ -78,8 +80,10 @@ def delta(table: torch.Tensor, c: float | None, args: argparse.Namespace) -> dic
     return {name: f"{own:.3f}", f"{name}, coordinates shuffled": f"{control:.3f}"}
 
 
-def analyze(folder: Path, args: argparse.Namespace) -> tuple[dict[str, str], dict[str, Path]]:
-    """Numbers and pictures of the model in a Hugging Face folder."""
+def analyze(
+    folder: Path, out: Path, args: argparse.Namespace
+) -> tuple[dict[str, str], dict[str, Path]]:
+    """Numbers, and pictures in the folder `out`, of the model in a Hugging Face folder."""
     import torch
     from transformers import AutoTokenizer
 
@@ -98,7 +102,6 @@ def analyze(folder: Path, args: argparse.Namespace) -> tuple[dict[str, str], dic
         "median distance of a token to the origin": f"{radius.median():.4g}",
         "largest": f"{radius.max():.4g}",
     } | delta(table, c if model.config.geometry == "lorentz" else None, args)
-    out: Path = args.output_dir
     pictures = {"Distance of tokens to the origin": out / "radii.png"}
     figures.radius_histogram(out / "radii.png", radius)
     if args.data_path:
@@ -133,20 +136,33 @@ def analyze(folder: Path, args: argparse.Namespace) -> tuple[dict[str, str], dic
     return numbers, pictures | figures.of_activations(out, seen)
 
 
+def write(
+    numbers: dict[str, str], pictures: dict[str, Path], staging: Path, args: argparse.Namespace
+) -> None:
+    """Add the page and the numbers to the pictures in `staging`, and move all to --output-dir."""
+    from helm_megatron.analysis.page import page
+
+    (staging / "numbers.json").write_text(json.dumps(numbers, indent=2) + "\n")
+    text = page(f"Geometry of {args.load}", numbers, pictures)
+    (staging / "index.html").write_text(text, encoding="utf-8")
+    for name in [*(path.name for path in pictures.values()), "numbers.json", "index.html"]:
+        os.replace(staging / name, args.output_dir / name)
+
+
 def main() -> None:
     """Run the tool; a problem ends it with one line and exit code 1."""
     args = parse_args()
-    from helm_megatron.analysis.page import page
-
     try:
-        args.output_dir.mkdir(parents=True, exist_ok=True)
-        with hf_folder(args.load, args.output_dir) as folder:
-            numbers, pictures = analyze(folder, args)
-    except (HelmError, OSError, UnicodeDecodeError) as error:
+        with full_disk(args.output_dir):
+            args.output_dir.mkdir(parents=True, exist_ok=True)
+            with (
+                hf_folder(args.load, args.output_dir) as folder,
+                own_folder(args.output_dir, ".staged-") as staging,
+            ):
+                numbers, pictures = analyze(folder, staging, args)
+                write(numbers, pictures, staging, args)
+    except (HelmError, UnicodeDecodeError) as error:
         sys.exit(f"error: {error}")
-    (args.output_dir / "numbers.json").write_text(json.dumps(numbers, indent=2) + "\n")
-    title = f"Geometry of {args.load}"
-    (args.output_dir / "index.html").write_text(page(title, numbers, pictures), encoding="utf-8")
     for name, value in numbers.items():
         print(f"{name}: {value}")
     print(f"all of it: {args.output_dir / 'index.html'}")

@@ -4,9 +4,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from helm_megatron.data.output import full_disk, own_folder
 from helm_megatron.errors import HelmError
 
 
@@ -30,9 +31,12 @@ def exported(
 
     Raises:
         ExportError: with what the converter says.
+        DataError: the folder cannot be made.
     """
-    with tempfile.TemporaryDirectory(dir=workplace, prefix=".hf-") as temporary:
-        folder = Path(temporary, "hf")
+    place = workplace or Path(tempfile.gettempdir())
+    with ExitStack() as stack:
+        with full_disk(place):
+            folder = stack.enter_context(own_folder(place, ".hf-")) / "hf"
         command = [sys.executable, "-m", "helm_megatron.cli", "convert"]
         command += [*"--from megatron --to hf --load".split(), str(load)]
         done = subprocess.run(

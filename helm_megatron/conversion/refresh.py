@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 from helm_megatron.conversion import to_hf
@@ -13,6 +12,7 @@ from helm_megatron.conversion.hf_folder import read_config, read_fields
 from helm_megatron.conversion.tensor_files import TensorFiles
 from helm_megatron.conversion.to_hf import ConversionError
 from helm_megatron.conversion.to_megatron import check_tensors
+from helm_megatron.data.output import own_folder
 from helm_megatron.hf.configuration_helm import CODE_VERSION
 
 
@@ -49,12 +49,12 @@ def _replace_code(folder: Path) -> None:
     fields["auto_map"] = (fields.get("auto_map") or {}) | to_hf.AUTO_MAP
     fields["code_version"] = CODE_VERSION
     try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".code-") as staging:
+        with own_folder(folder, ".code-") as staging:
             for path in to_hf.code_files():
                 shutil.copy(path, staging)
             text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
-            Path(staging, "config.json").write_text(text)
+            (staging / "config.json").write_text(text)
             for name in [*(path.name for path in to_hf.code_files()), "config.json"]:
-                os.replace(Path(staging, name), folder / name)
+                os.replace(staging / name, folder / name)
     except OSError as error:
         raise ConversionError(f"{folder} cannot be written: {error.strerror}") from error

@@ -22,6 +22,7 @@ from helm_megatron.conversion.defaults import MAX_SHARD_BYTES
 from helm_megatron.conversion.source_model import SourceModel
 from helm_megatron.conversion.table import Rule
 from helm_megatron.conversion.text import Text
+from helm_megatron.data.output import full_disk, own_folder
 from helm_megatron.errors import HelmError
 from helm_megatron.hf.configuration_helm import HelmConfig
 from helm_megatron.hf.modeling_helm import HelmForCausalLM
@@ -201,26 +202,23 @@ def compare(one: str, expected: Tensor, other: str, actual: Tensor) -> float:
 
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A hidden folder beside the wanted one, which becomes it when the block succeeds.
+    """A folder in a hidden one beside the wanted one, which it becomes when the block succeeds.
 
     Raises:
-        ConversionError: the folder has something in it, or cannot be made.
+        ConversionError: the folder has something in it.
+        DataError: it cannot be made or written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConversionError(f"--save {folder} exists and is not empty; name another folder")
-    staging = folder.with_name(f".{folder.name}.partial")
-    try:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-    except OSError as error:
-        raise ConversionError(f"--save {folder}: cannot be made: {error.strerror}") from error
-    try:
-        yield staging
-        if folder.exists():
-            folder.rmdir()
-        staging.rename(folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with full_disk(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with own_folder(folder.parent, f".{folder.name}.partial-") as own:
+            staging = own / folder.name
+            staging.mkdir()
+            yield staging
+            if folder.exists():
+                folder.rmdir()
+            staging.rename(folder)
 
 
 def text_of_folder(folder: Path) -> Text:

@@ -21,6 +21,7 @@ from megatron.core.dist_checkpointing.mapping import (
 )
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import create_default_global_save_plan
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
@@ -89,12 +90,12 @@ def write(
         _COMMON_STATE: [{**common, "num_floating_point_operations_so_far": 0}]
     }
     folder.mkdir(parents=True)
-    dcp.save(
-        {},
-        storage_writer=_Writer(str(folder)),
-        planner=_Planner(plan.tensors, objects, read),
-        no_dist=True,
-    )
+    planner = _Planner(plan.tensors, objects, read)
+    try:
+        dcp.save({}, storage_writer=_Writer(str(folder)), planner=planner, no_dist=True)
+    except CheckpointException as error:
+        # What the writer or `read` raised; torch wraps it, with its traceback as text.
+        raise next(iter(error.failures.values()))[0] from None
     save_config(CheckpointingConfig("torch_dist", 1), str(folder))
 
 

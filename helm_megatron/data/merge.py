@@ -11,7 +11,6 @@ from helm_megatron import __version__
 from helm_megatron.data.errors import DataError
 from helm_megatron.data.indexed import CHUNK, Index, paths_of, write_index
 from helm_megatron.data.output import staged
-from helm_megatron.data.partial import full_disk
 from helm_megatron.data.sidecar import describe_file, read_sidecar, sidecar_path, write_sidecar
 from helm_megatron.data.verification import open_whole
 
@@ -56,7 +55,7 @@ def merge(prefixes: Sequence[str], output_prefix: Path, *, overwrite: bool = Fal
     sidecar = _common_sidecar(prefixes)
     data, index_path = paths_of(output_prefix)
     targets = [data, *([sidecar_path(output_prefix)] if sidecar else []), index_path]
-    with full_disk(output_prefix.parent), staged(targets, overwrite) as paths:
+    with staged(targets, overwrite) as paths:
         with paths[0].open("wb") as joined:
             for prefix in prefixes:
                 with paths_of(prefix)[0].open("rb") as part:

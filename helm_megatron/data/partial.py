@@ -5,11 +5,10 @@ length of each document, and a journal. Its first line says what is being made; 
 is a checkpoint: how long the files were, all on disk, and where reading stood.
 """
 
-import contextlib
-import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,6 +20,9 @@ import numpy as np
 from helm_megatron.data.errors import DataError
 from helm_megatron.data.indexed import CHUNK, write_index
 from helm_megatron.data.readers import Position
+
+# All that is ever in the folder.
+_OWN = re.compile(r"journal|sources|\d+\.\d+\.(bin|lengths)|\d+\.(idx|json)")
 
 
 @dataclass
@@ -45,17 +47,6 @@ class State:
     sizes: dict[str, int] = field(default_factory=dict)
     counts: Counts = field(default_factory=Counts)
     done: bool = False
-
-
-@contextlib.contextmanager
-def full_disk(folder: Path) -> Iterator[None]:
-    """Turn errors of writing into one line."""
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        then = "; free some space, then pass --resume" if full else ""
-        raise DataError(f"{folder}: cannot be written: {error.strerror or error}{then}") from error
 
 
 class PartialDataset:
@@ -84,9 +75,10 @@ class PartialDataset:
         """Take up the last checkpoint where `resume`, else begin anew.
 
         Raises:
-            DataError: another run is writing; or what `resume` finds is of other input or options,
-                and may not be overwritten.
+            DataError: another run is writing; what is there is not ours; or what `resume` finds is
+                of other input or options, and may not be overwritten.
         """
+        self._check_own()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._journal = self.journal_path.open("a+b")
         try:
@@ -103,6 +95,17 @@ class PartialDataset:
         for name in self._names() if not self.state.done else ():
             self._files[name] = (self.folder / name).open("ab", buffering=0)
             self._files[name].truncate(self.state.sizes.get(name, 0))
+
+    def _check_own(self) -> None:
+        """Refuse a folder that a run of ours did not make; its files would be removed."""
+        if self.folder.is_symlink():
+            raise DataError(f"{self.folder}: is a link; remove it, or name another output")
+        if self.folder.exists():
+            for path in self.folder.iterdir() if self.folder.is_dir() else (self.folder,):
+                if path.is_dir() or path.is_symlink() or not _OWN.fullmatch(path.name):
+                    raise DataError(
+                        f"{path}: no file of an unfinished run; move it, or name another output"
+                    )
 
     def _begin(self) -> None:
         for leftover in self.folder.iterdir():

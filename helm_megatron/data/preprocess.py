@@ -16,7 +16,8 @@ from helm_megatron.data.errors import DataError
 from helm_megatron.data.hashes import FileHashes
 from helm_megatron.data.indexed import optimal_dtype, paths_of, read_index
 from helm_megatron.data.inputs import TextSource
-from helm_megatron.data.partial import Counts, PartialDataset, full_disk, publish
+from helm_megatron.data.output import full_disk
+from helm_megatron.data.partial import Counts, PartialDataset, publish
 from helm_megatron.data.pool import EncodedBatch, TokenizerSpec, encode_parallel
 from helm_megatron.data.progress import Progress
 from helm_megatron.data.readers import read_batches
@@ -78,7 +79,7 @@ def preprocess(
     if run.is_complete():
         print(f"{output_prefix}: complete already", file=sys.stderr)
         return run.counts
-    with full_disk(output_prefix.parent):
+    with full_disk(output_prefix.parent, "free some space, then pass --resume"):
         run.open()
         try:
             run.encode()

@@ -9,6 +9,7 @@ import torch
 from helm_megatron.analysis.activations import observe
 from helm_megatron.analysis.words import WordsError, read_words
 from tests import forked
+from tests.conversion.tool import load_tool, run
 from tests.distributed import cases
 from tests.evaluation import models as with_tokenizer
 from tests.hf import models
@@ -52,6 +53,17 @@ def test_page_has_everything(tmp_path):
     numbers = json.loads((tmp_path / "out" / "numbers.json").read_text())
     assert all(name in page and value in page for name, value in numbers.items())
     assert "layer 2: median and largest time" in numbers
+
+
+@pytest.mark.usefixtures("one_process")
+def test_full_disk_leaves_no_page(tmp_path, small_disk):
+    with_tokenizer.exported(tmp_path / "hf")
+    flags = ["--load", tmp_path / "hf", "--output-dir", tmp_path / "out", "--samples", 20]
+    for size in (4000, 60_000):  # too small for a picture, for the page
+        with small_disk(size):
+            said = run(load_tool("analyze_geometry.py"), *flags)
+        assert said.startswith("error: ") and said.endswith("free some space"), said
+        assert not list((tmp_path / "out").iterdir())
 
 
 def test_no_model(tmp_path):

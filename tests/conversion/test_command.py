@@ -187,6 +187,23 @@ def test_bad_megatron_checkpoints(trained, tmp_path):
     refused(said, tmp_path / "out", "none.model", "--tokenizer-model")
 
 
+@pytest.mark.parametrize("size", [4000, 20_000])
+def test_full_disk(size, trained, exported, tmp_path, small_disk):
+    for tool, load in ((to_hf, trained / "checkpoints"), (to_megatron, exported)):
+        with small_disk(size):
+            said = tool(load, tmp_path / "out")
+        refused(said, tmp_path / "out", str(tmp_path), "free some space")
+        assert not list(tmp_path.iterdir())
+
+
+def test_what_others_have_made_beside_it_is_kept(exported, tmp_path):
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "file").write_text("mine")
+    assert to_megatron(exported, tmp_path / "out", "--no-verify") is None
+    assert (tmp_path / ".out.partial" / "file").read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_an_existing_folder_is_kept(trained, tmp_path):
     (tmp_path / "file").write_text("mine")
     assert "exists and is not empty" in to_hf(trained / "checkpoints", tmp_path)

@@ -45,4 +45,4 @@ def refused(said, save, *parts):
     assert said is not None and said.startswith("error: ") and "\n" not in said, said
     for part in parts:
         assert part in said, said
-    assert not Path(save).exists() and not list(Path(save).parent.glob(".*partial"))
+    assert not Path(save).exists() and not list(Path(save).parent.glob(".*partial*"))

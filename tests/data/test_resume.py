@@ -197,3 +197,19 @@ def test_unfinished_runs_are_told_from_others(start, sources, sentencepiece_mode
     assert "complete already" in run.communicate()[1] and run.returncode == 0
     with pytest.raises(DataError, match="pass --overwrite"):
         preprocess(find_sources(sources[:1]), output, spec, Options(**options, resume=True))
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_folder_of_others_is_not_emptied(linked, sources, sentencepiece_model, tmp_path):
+    """Nor replaced: its name is all that it has of an unfinished run."""
+    theirs = tmp_path / ("elsewhere" if linked else "a.partial")
+    theirs.mkdir()
+    (theirs / "thesis.tex").write_text("mine")
+    if linked:
+        (tmp_path / "a.partial").symlink_to(theirs)
+    spec = TokenizerSpec("SentencePieceTokenizer", sentencepiece_model, append_eod=True)
+    for options in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(DataError, match="a.partial.*(no file of an unfinished run|is a link)"):
+            preprocess(find_sources(sources), tmp_path / "a", spec, Options(keys=KEYS, **options))
+        assert (theirs / "thesis.tex").read_text() == "mine"
+        assert [path.name for path in theirs.iterdir()] == ["thesis.tex"]

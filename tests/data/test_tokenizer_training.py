@@ -73,3 +73,9 @@ def test_errors_leave_nothing(tmp_path, name, content, vocab_size, message):
         train_tokenizer([path], tmp_path / "tokenizer", vocab_size)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_full_disk_leaves_nothing(corpus, tmp_path, small_disk):
+    with small_disk(1000), pytest.raises(DataError, match="free some space"):
+        train_tokenizer([corpus], tmp_path / "tokenizer", 600)
+    assert not list(tmp_path.iterdir())

@@ -1,14 +1,13 @@
 """Megatron's index cache (which tokens make which sample), built before the job that reads it."""
 
 import os
-import tempfile
 from pathlib import Path
 
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.training.training import get_train_valid_test_num_samples
 
 from helm_megatron.data.errors import DataError
-from helm_megatron.data.partial import full_disk
+from helm_megatron.data.output import full_disk, own_folder
 from helm_megatron.data.training.batch import at_least_one, dataset_config
 from helm_megatron.data.training.dataset import Dataset
 
@@ -27,11 +26,13 @@ def build_cache(folder: Path) -> tuple[list[Path], int]:
     with full_disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
         there = [path for path in folder.iterdir() if path.is_file()]
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".staged-") as staging:
+        with own_folder(folder, ".staged-") as own:
+            staging = own / "cache"
+            staging.mkdir()
             for path in there:
                 Path(staging, path.name).symlink_to(path.resolve())
             config = dataset_config()
-            config.path_to_cache = staging
+            config.path_to_cache = str(staging)
             samples = at_least_one(get_train_valid_test_num_samples())
             try:
                 BlendedMegatronDatasetBuilder(Dataset, samples, lambda: True, config).build()
