@@ -94,6 +94,10 @@ def checked_args() -> argparse.Namespace:
             check_writable(args.save)
     except files.CheckpointError as error:
         failed(str(error))
+    except SystemExit as error:
+        if reason := failures.exit_in_loading(error):
+            failed(reason)
+        raise
     except HelmError as error:
         failed(str(error), exit_code=2)
     if start.says and os.environ.get("RANK", "0") == "0":
@@ -248,5 +252,9 @@ def main() -> None:
         if reason is None:
             raise
         failed(reason, every_rank=True)
+    except SystemExit as error:
+        if reason := failures.exit_in_loading(error):
+            failed(reason, every_rank=True)
+        raise
     except KeyboardInterrupt:
         failed("interrupted; --exit-signal-handler saves a checkpoint first", exit_code=130)

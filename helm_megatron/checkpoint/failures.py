@@ -44,6 +44,15 @@ def explanation(error: BaseException, args: argparse.Namespace) -> str | None:
     return None
 
 
+def exit_in_loading(error: SystemExit) -> str | None:
+    """One line where Megatron ends, with exit code 0, as it cannot load a checkpoint; else None."""
+    frames = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
+    if error.code or not frames & {"load_checkpoint", "_load_base_checkpoint", "read_metadata"}:
+        return None
+    why = reason(error.__context__) if error.__context__ else "Megatron says above why"
+    return f"the checkpoint of --load was not loaded: {why}"
+
+
 def reason(error: BaseException) -> str:
     """The first line of the first failed rank's message, shortened."""
     if isinstance(error, CheckpointException) and not error.failures:

@@ -6,7 +6,9 @@ Megatron's torch_dist format has a pickled index, `.metadata`, beside the shards
 from __future__ import annotations
 
 import argparse
+import io
 import os
+import zipfile
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from megatron.training.checkpointing import (
 )
 
 from helm_megatron.errors import HelmError
+from helm_megatron.megatron_patches import checkpoint_hashes
 from helm_megatron.megatron_patches.checkpoint_index import load_index
 
 
@@ -97,6 +100,48 @@ def check_whole(folder: Path) -> None:
         raise CheckpointError(f"{reason} ({whole_iterations(folder.parent, without=folder)})")
 
 
+def check_hashes(folder: Path) -> None:
+    """Refuse a torch_dist checkpoint with a file that is not what was written; reads all of it.
+
+    One that has no integrity.json, as it was saved by an older version, passes.
+
+    Raises:
+        CheckpointError: naming the file, and the other iterations that are whole.
+    """
+    if reason := _not_as_written(folder):
+        raise CheckpointError(f"{reason} ({whole_iterations(folder.parent, without=folder)})")
+
+
+def _not_as_written(folder: Path, *names: str) -> str | None:
+    """The first file, of all or of these, whose hash is not that of integrity.json; None if all."""
+    manifest = folder / checkpoint_hashes.MANIFEST
+    if not manifest.is_file():
+        return None
+    try:
+        return checkpoint_hashes.damaged(folder, names or None)
+    except (OSError, ValueError) as error:
+        return f"{manifest} cannot be read: {error}"
+
+
+def check_sums(file: Path | io.BytesIO, name: str) -> None:
+    """Refuse what torch.save wrote if a checksum of its zip format is not that of its contents.
+
+    torch does not look at them. Takes files of other formats (of old versions of torch) for whole.
+
+    Raises:
+        CheckpointError: naming the file as `name`.
+    """
+    if not zipfile.is_zipfile(file):
+        return
+    try:
+        with zipfile.ZipFile(file) as archive:
+            bad = archive.testzip()
+    except Exception as error:  # damaged directories raise anything
+        raise CheckpointError(f"{name} is damaged: {error}") from error
+    if bad is not None:
+        raise CheckpointError(f"{name} is damaged: {bad} in it has another checksum")
+
+
 def whole_iterations(load: str | Path, without: Path | None = None) -> str:
     """How to load another checkpoint of the folder, in words."""
     folders = [f for f in sorted(Path(load).glob("iter_*")) if f != without and damage(f) is None]
@@ -120,7 +165,7 @@ def damage(folder: Path) -> str | None:
             return f"{folder / 'metadata.json'} is missing: the checkpoint was not saved to the end"
     except (ValueError, TypeError, OSError) as error:
         return f"{folder / 'metadata.json'} cannot be read: {error}"
-    return _damaged_shard(folder)
+    return _not_as_written(folder, checkpoint_hashes.INDEX) or _damaged_shard(folder)
 
 
 def _damaged_shard(folder: Path) -> str | None:

@@ -26,9 +26,10 @@ class StoredParameters:
         """Open the checkpoint.
 
         Raises:
-            CheckpointError: it is not a whole torch_dist checkpoint.
+            CheckpointError: it is not a whole torch_dist checkpoint, or not what was written.
         """
         files.check_whole(folder)
+        files.check_hashes(folder)
         if any(folder.glob("mp_rank_0*")):
             raise CheckpointError(
                 f"{folder} is not in Megatron's torch_dist format; load it and save it again with "
@@ -92,6 +93,7 @@ class StoredParameters:
         with (self.folder / info.relative_path).open("rb") as file:
             file.seek(info.offset)
             data = file.read(info.length)
+        files.check_sums(io.BytesIO(data), f"{self.folder / info.relative_path}: {key}")
         try:
             return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
         except Exception as error:  # damaged data raises anything

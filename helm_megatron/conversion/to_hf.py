@@ -74,10 +74,23 @@ def _write_tensors(source: SourceModel, folder: Path, max_shard_bytes: int) -> N
     config, parameters = source.config, source.parameters
     rules, groups = checked(source)
     values = (
-        rule.save(config, [parameters.read(rule.ours[0])])
+        rule.save(config, [finite(parameters.read(rule.ours[0]), source.name, rule.ours[0])])
         for rule in tqdm(rules, "parameters", file=sys.stderr, disable=None)
     )
     tensor_files.write(folder, groups, values, max_shard_bytes)
+
+
+def finite(tensor: Tensor, source: str, name: str) -> Tensor:
+    """The tensor.
+
+    Raises:
+        ConversionError: it has values that are no numbers.
+    """
+    if not bool(torch.isfinite(tensor).all()):
+        raise ConversionError(
+            f"{source}: {name} has NaN or Inf: its training went wrong; take an older checkpoint"
+        )
+    return tensor
 
 
 def checked(source: SourceModel) -> tuple[list[Rule], list[list[tensor_files.Entry]]]:

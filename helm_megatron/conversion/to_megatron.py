@@ -152,7 +152,7 @@ def write_checkpoint(
     progress = tqdm(total=count, desc="parameters", file=sys.stderr, disable=None)
 
     def read_padded(name: str) -> Tensor:
-        tensor = read(name)
+        tensor = to_hf.finite(read(name), "the model", name)
         if hf_names.is_of_vocabulary(name):
             tensor = F.pad(tensor, (0, 0) * (tensor.dim() - 1) + (0, padded - len(tensor)))
         progress.update()

@@ -42,6 +42,8 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from helm_megatron.megatron_patches.checkpoint_hashes import HashedFile, write_manifest
+
 # How the parameters are named in the file; Megatron reads it back before it loads them.
 _CONTENT = {
     "singleton_local_shards": False,
@@ -90,12 +92,13 @@ def write(
         _COMMON_STATE: [{**common, "num_floating_point_operations_so_far": 0}]
     }
     folder.mkdir(parents=True)
-    planner = _Planner(plan.tensors, objects, read)
+    planner, writer = _Planner(plan.tensors, objects, read), _Writer(str(folder))
     try:
-        dcp.save({}, storage_writer=_Writer(str(folder)), planner=planner, no_dist=True)
+        dcp.save({}, storage_writer=writer, planner=planner, no_dist=True)
     except CheckpointException as error:
         # What the writer or `read` raised; torch wraps it, with its traceback as text.
         raise next(iter(error.failures.values()))[0] from None
+    write_manifest(folder, writer.hashes)
     save_config(CheckpointingConfig("torch_dist", 1), str(folder))
 
 
@@ -123,7 +126,7 @@ class _Writer(dcp.FileSystemWriter):
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         name = f"{plan.storage_data.prefix}0.distcp"
         results = []
-        with Path(self.path, name).open("wb") as file:
+        with HashedFile(Path(self.path, name)) as file:
             for item in plan.items:
                 start = file.tell()
                 data = planner.resolve_data(item)
@@ -134,6 +137,7 @@ class _Writer(dcp.FileSystemWriter):
                 length = file.tell() - start
                 results.append(WriteResult(item.index, length, _StorageInfo(name, start, length)))
             os.fsync(file.fileno())
+            self.hashes = {name: file.digest()}
         done: Future[list[WriteResult]] = Future()
         done.set_result(results)
         return done

@@ -43,6 +43,7 @@ EVERYWHERE = (
     "first_loss",
     "no_validation",
     "schedule",
+    "checkpoint_hashes",
     "checkpoint_processes",
     "exit_signals",
 )

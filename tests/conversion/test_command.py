@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -9,9 +10,11 @@ import sys
 import pytest
 from safetensors.torch import load_file, save_file
 
+from helm_megatron.checkpoint.files import read_index
 from helm_megatron.conversion import generate
 from helm_megatron.conversion.to_hf import ConversionError
 from helm_megatron.data.tokenizer_training import train_tokenizer
+from helm_megatron.megatron_patches import checkpoint_hashes
 from tests.conversion.tool import convert, load_tool, refused, run
 from tests.pretrain.runs import MICE, ROOT
 
@@ -185,6 +188,58 @@ def test_bad_megatron_checkpoints(trained, tmp_path):
     refused(to_hf(tmp_path / "none", tmp_path / "out"), tmp_path / "out", "no checkpoint")
     said = to_hf(trained / "checkpoints", tmp_path / "out", "--tokenizer-model", "none.model")
     refused(said, tmp_path / "out", "none.model", "--tokenizer-model")
+
+
+def flipped(path, position):
+    """The file with one bit changed."""
+    content = bytearray(path.read_bytes())
+    content[position] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+def test_flipped_bits_of_a_checkpoint(hashed, trained, tmp_path):
+    """With its hashes, anywhere; without, as older versions saved it, in the numbers."""
+    folder = shutil.copytree(trained / "checkpoints", tmp_path / "copy") / "iter_0000004"
+    manifest = folder / "integrity.json"
+    assert set(json.loads(manifest.read_text())["files"]) == {
+        path.name for path in folder.iterdir() if path.name not in (manifest.name, "metadata.json")
+    }
+    if not hashed:
+        manifest.unlink()
+    chance, where = random.Random(5), read_index(folder).storage_data
+    [numbers, *_] = [where[key] for key in where if key.fqn.startswith("embedding.word")]
+    for _ in range(8):
+        if hashed:
+            path = chance.choice(sorted(folder.glob("*.distcp")))
+            position = chance.randrange(path.stat().st_size)
+        else:
+            path = folder / numbers.relative_path
+            position = numbers.offset + chance.randrange(1000, numbers.length - 1000)
+        before = path.read_bytes()
+        flipped(path, position)
+        refused(to_hf(tmp_path / "copy", tmp_path / "out"), tmp_path / "out", str(path), "damaged")
+        path.write_bytes(before)
+    assert to_hf(tmp_path / "copy", tmp_path / "out", "--no-verify") is None
+
+
+def test_an_imported_checkpoint_has_hashes(exported, tmp_path):
+    assert to_megatron(exported, tmp_path / "megatron", "--no-verify") is None
+    release = tmp_path / "megatron" / "release"
+    assert checkpoint_hashes.damaged(release) is None
+    [shard] = release.glob("*.distcp")
+    flipped(shard, 12345)
+    said = to_hf(tmp_path / "megatron", tmp_path / "out")
+    refused(said, tmp_path / "out", str(shard), "is damaged")
+
+
+def test_weights_that_are_no_numbers(exported, tmp_path):
+    copy = shutil.copytree(exported, tmp_path / "copy")
+    tensors = load_file(shards(copy)[0])
+    name = sorted(tensors)[0]
+    tensors[name].view(-1)[3] = float("nan")
+    save_file(tensors, shards(copy)[0])
+    refused(to_megatron(copy, tmp_path / "out"), tmp_path / "out", "has NaN or Inf")
 
 
 @pytest.mark.parametrize("size", [4000, 20_000])

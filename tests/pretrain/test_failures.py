@@ -14,6 +14,7 @@ from functools import partial
 import psutil
 import pytest
 
+from helm_megatron.megatron_patches import checkpoint_hashes
 from tests import forked
 from tests.pretrain import faults
 from tests.pretrain.runs import MICE
@@ -196,3 +197,34 @@ def test_corrupt_shard(starter, folder, kept):
     codes, output = starter.refused(*RUN, *there(folder), processes=2)
     assert codes == [1, 1]
     assert str(folder / "iter_0000002") in complaints(output)[0] and "Traceback" not in output
+
+
+def test_a_flipped_bit_is_found_by_hashes(starter, folder):
+    """Where it changes numbers in silence; each rank looks at its share, and all of them end."""
+    shard = max(folder.glob("*/*.distcp"), key=lambda path: path.stat().st_size)
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 4
+    shard.write_bytes(content)
+    codes, output = starter.refused(*RUN, *there(folder), "--verify-integrity", processes=2)
+    assert codes == [1, 1] and "Traceback" not in output
+    assert all(f"{shard} is damaged" in line for line in complaints(output))
+
+
+def test_hashes_of_whole_checkpoints_pass(starter, folder, whole):
+    assert checkpoint_hashes.damaged(folder / "iter_0000002") is None
+    losses = starter.run(*RUN, *there(folder), "--verify-integrity", processes=2)
+    assert losses == {i: whole[i] for i in range(3, 9)}
+    (folder / "iter_0000008" / "integrity.json").unlink()
+    codes, output = starter.refused(*RUN, *there(folder), "--verify-integrity", processes=2)
+    assert codes == [1, 1] and "without the flag the checkpoint loads unchecked" in output
+
+
+def test_a_damaged_legacy_checkpoint_is_no_success(starter, tmp_path):
+    """Megatron ends with exit code 0 without having trained."""
+    flags = [*RUN[len(MICE) + 2 :], "--ckpt-format", "torch"]
+    starter.run(*flags, "--save", tmp_path, "--exit-interval", 2)
+    for file in tmp_path.glob("iter_*/*/*.pt"):
+        os.truncate(file, 5000)
+    codes, output = starter.refused(*flags, *there(tmp_path))
+    assert codes == [1] and "Traceback" not in output
+    assert "the checkpoint of --load was not loaded: " in complaints(output)[0]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from helm_megatron.data.output import own_folder
 from tests.slurm.cluster import Cluster, obstacle
 
 ROOT = Path(__file__).parents[2]
@@ -18,7 +19,8 @@ def cluster():
     if reason := obstacle():
         pytest.skip(f"no SLURM here: {reason}")
     # Not in pytest's folder, which only its owner may enter: munge wants its socket open to all.
-    with tempfile.TemporaryDirectory(prefix="slurm-") as folder, Cluster(folder) as running:
+    # Those of killed runs are removed.
+    with own_folder(Path(tempfile.gettempdir()), "slurm-") as folder, Cluster(folder) as running:
         yield running
 
 

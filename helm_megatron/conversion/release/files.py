@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from helm_megatron.checkpoint.files import CheckpointError
+from helm_megatron.checkpoint.files import CheckpointError, check_sums
 from helm_megatron.conversion.release.names import is_ignored, loaded, rules_of
 from helm_megatron.conversion.table import MappingError, Rule
 from helm_megatron.transformer_config import HelmTransformerConfig
@@ -20,6 +20,8 @@ def read_release(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: it is no such file, or holds more than tensors and plain values.
     """
+    if path.is_file():
+        check_sums(path, str(path))
     try:
         data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError as error:
