@@ -96,8 +96,12 @@ def write(
     try:
         dcp.save({}, storage_writer=writer, planner=planner, no_dist=True)
     except CheckpointException as error:
-        # What the writer or `read` raised; torch wraps it, with its traceback as text.
-        raise next(iter(error.failures.values()))[0] from None
+        # What the writer or `read` raised; torch wraps it, with its traceback as text. A full disk
+        # makes torch.save fail once more when it ends its file.
+        first = cause = next(iter(error.failures.values()))[0]
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__context__
+        raise cause or first from None
     write_manifest(folder, writer.hashes)
     save_config(CheckpointingConfig("torch_dist", 1), str(folder))
 

@@ -32,44 +32,30 @@ _CHUNK = 1 << 22
 _ATTRIBUTE = "sha256_of_file"
 
 
-class HashedFile:
+class HashedFile(io.BufferedWriter):
     """A file to write from its beginning to its end, which tells the hash of what was written."""
 
     def __init__(self, path: Any, mode: str = "wb") -> None:
         assert mode == "wb", "hashed files are written in one go"
-        self._file = io.BufferedWriter(io.FileIO(path, "w"))
+        super().__init__(io.FileIO(path, "w"))
         self._hash = hashlib.sha256()
         self.results: list[Any] = []
 
     def write(self, data: Any) -> int:
         """Write bytes, or what is like them."""
         self._hash.update(data)
-        return self._file.write(data)
-
-    def tell(self) -> int:
-        """How many bytes were written."""
-        return self._file.tell()
-
-    def flush(self) -> None:
-        """Hand all bytes to the system."""
-        self._file.flush()
-
-    def fileno(self) -> int:
-        """The descriptor, for fsync."""
-        self._file.flush()
-        return self._file.fileno()
+        return super().write(data)
 
     def digest(self) -> str:
         """Of what was written so far."""
         return self._hash.hexdigest()
 
-    def __enter__(self) -> "HashedFile":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+    def close(self) -> None:
+        """Close the file, and leave its hash with the first result of an item of it."""
+        super().close()
         for result in self.results[:1]:
             setattr(result.storage_data, _ATTRIBUTE, self.digest())
+        self.results = []
 
 
 def write_manifest(folder: Path, hashes: dict[str, str]) -> None:
