@@ -91,6 +91,11 @@ def test_embedding_optimizer(run):
     assert [row["batch"] for row in results][:2] == ["every token", "same hundredth"]
 
 
+def test_checkpoint_hashes(run):
+    _, results = run("checkpoint_hashes.py", "--megabytes 4 --repeats 1")
+    assert [row["of"] for row in results] == ["save", "save", "load", "load", "load"]
+
+
 def test_flags_that_make_no_model():
     done = forked.command(BENCHMARKS / "train_step.py", "--normalization", "LayerNorm")
     assert done.returncode == 1
