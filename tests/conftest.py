@@ -20,6 +20,15 @@ LONGEST = [
 ]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fuzz-examples",
+        type=int,
+        metavar="N",
+        help="tests/fuzz: so many damaged files of each kind, at random (default: 200, fixed)",
+    )
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Sort tests, and tell pytest-xdist (--dist loadgroup) which share a worker and its fixtures:
