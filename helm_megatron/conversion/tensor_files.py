@@ -105,10 +105,10 @@ class TensorFiles:
         index = folder / INDEX
         if index.is_file():
             try:
-                weight_map = json.loads(index.read_text())["weight_map"]
-            except (ValueError, KeyError, TypeError) as error:
+                weight_map = dict(json.loads(index.read_text())["weight_map"])
+                files = sorted({str(Path(name)) for name in weight_map.values()})
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise TensorFileError(f"{index} is not an index of safetensors files") from error
-            files = sorted(set(weight_map.values()))
         elif (folder / SINGLE).is_file():
             weight_map, files = None, [SINGLE]
         else:

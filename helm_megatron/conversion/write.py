@@ -98,7 +98,8 @@ def write(
     except CheckpointException as error:
         # What the writer or `read` raised; torch wraps it, with its traceback as text. A full disk
         # makes torch.save fail once more when it ends its file.
-        first = cause = next(iter(error.failures.values()))[0]
+        first: BaseException = next(iter(error.failures.values()))[0]
+        cause: BaseException | None = first
         while cause is not None and not isinstance(cause, OSError):
             cause = cause.__context__
         raise cause or first from None

@@ -58,11 +58,11 @@ class SentencePieceEncoder:
             raise DataError(f"{model}: no such SentencePiece model; see --tokenizer-model")
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_file=model)
-        except (RuntimeError, OSError) as error:
+            content = Path(model).read_bytes()
+            self._words = WordEncoder(self._processor, content) if has_words(content) else None
+        except Exception as error:  # damaged data raises anything
             raise DataError(f"{model}: not a SentencePiece model") from error
-        content = Path(model).read_bytes()
         self.sha256 = hashlib.sha256(content).hexdigest()
-        self._words = WordEncoder(self._processor, content) if has_words(content) else None
         self.vocab_size: int = self._processor.get_piece_size()
         eos = self._processor.eos_id()
         self.eod = eos if eos >= 0 else None

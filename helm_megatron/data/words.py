@@ -42,7 +42,10 @@ def _parse(model: bytes) -> Any:
     from sentencepiece import sentencepiece_model_pb2
 
     messages: Any = sentencepiece_model_pb2  # its classes are made when it is imported
-    return messages.ModelProto.FromString(model)
+    proto = messages.ModelProto.FromString(model)
+    if not all(isinstance(piece.piece, str) for piece in proto.pieces):
+        raise ValueError("a piece is not UTF-8")
+    return proto
 
 
 class WordEncoder:
