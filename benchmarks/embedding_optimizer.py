@@ -13,7 +13,7 @@ import torch
 from measure import add_output, report
 
 from helm_megatron.kernels.points import op as rows
-from helm_megatron.megatron_patches.cpu.adam import FusedAdam
+from helm_megatron.megatron_patches.adam import FusedAdam
 
 WARM_UP = 5
 

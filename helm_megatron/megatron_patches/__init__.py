@@ -27,16 +27,17 @@ WITHOUT_CUDA = (
     "cpu.no_compile",
     "cpu.initialization",
     "cpu.rng_tracker",
-    "cpu.adam",
 )
 EVERYWHERE = (
     "compiled_helpers",
     "help_texts",
+    "kernel_order",
     "odd_widths",
     "yarn_fields",
     "optimizer_groups",
     "dp_reshardable",
-    "points_optimizer",
+    "adam",
+    "points_optimizer",  # takes the Adam that is there
     "flops",
     "checkpoint_index",
     "data_reads",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import os
 from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
@@ -36,8 +35,6 @@ def validate(args: Namespace, world_size: int, **changes: Any) -> Namespace:
     args = copy.deepcopy(args)
     vars(args).update(changes)
     args.rank, args.local_rank, args.world_size = 0, 0, world_size
-    # Megatron asks for it on GPUs, of a variable that the launcher sets.
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     with megatrons_refusals(), contextlib.redirect_stdout(io.StringIO()):
         check_args(args)
         validate_args(args)

@@ -95,6 +95,13 @@ def initialization() -> str | None:
     )
 
 
+def kernel_order() -> str | None:
+    from megatron.training.arguments import validate_args
+
+    asks = 'CUDA_DEVICE_MAX_CONNECTIONS\') == "1"' in inspect.getsource(validate_args)
+    return None if asks else "Megatron does not ask for CUDA_DEVICE_MAX_CONNECTIONS now"
+
+
 def adam() -> str | None:
     from megatron.core import optimizer
 
@@ -169,13 +176,14 @@ WITHOUT_CUDA = {
     "cpu.random_state": random_state,
     "cpu.no_compile": no_compile,
     "cpu.initialization": initialization,
-    "cpu.adam": adam,
 }
 EVERYWHERE = {
     "compiled_helpers": compiled_helpers,
     "help_texts": help_texts,
+    "kernel_order": kernel_order,
     "yarn_fields": yarn_fields,
     "optimizer_groups": optimizer_groups,
+    "adam": adam,
     "checkpoint_index": checkpoint_index,
 }
 

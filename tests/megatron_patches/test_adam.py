@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from helm_megatron.megatron_patches.cpu.adam import FusedAdam
+from helm_megatron.megatron_patches.adam import FusedAdam
 
 SHAPES = [(3, 4), (5,), (2, 1, 2)]
 

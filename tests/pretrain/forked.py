@@ -61,7 +61,7 @@ class Starter:
         log, steps = (self.folder / f"run{self.count}.{kind}" for kind in ("log", "steps"))
         argv = [*base, *map(str, flags)]
         ranks = [
-            forked.start(_rank, argv, environment, log, steps, fault)
+            forked.start(run_rank, argv, environment, log, steps, fault)
             for environment in forked.ranks(processes)
         ]
         return Ranks(ranks, log, steps)
@@ -79,7 +79,7 @@ class Starter:
         return ranks.join(), ranks.output
 
 
-def _rank(argv, environment, log, steps, fault):
+def run_rank(argv, environment, log, steps, fault):
     forked.leave(log)
     os.environ |= environment
     rank, world = int(environment["RANK"]), int(environment["WORLD_SIZE"])

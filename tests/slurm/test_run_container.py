@@ -32,6 +32,7 @@ def start(tmp_path):
         "CONTAINER_ARGS": "--ulimit memlock=-1",
         "CONTAINER_ENV": "WANDB_API_KEY",
         "WANDB_API_KEY": "secret",
+        "CUDA_DEVICE_MAX_CONNECTIONS": "32",
         "GPUS_PER_NODE": "8",
         "SLURM_JOB_ID": "7",
         "SLURM_STEP_ID": "1",
@@ -63,6 +64,7 @@ def test_the_container_gets_mounts_gpus_and_variables_but_no_secret_on_its_comma
     assert run.startswith("run --rm --name helm-megatron-7-1-3 --network host")
     assert "--volume /a:/b --volume /c:/d --gpus all" in run
     assert "--env WANDB_API_KEY --ulimit memlock=-1 helm train --flag" in run
+    assert "--env CUDA_DEVICE_MAX_CONNECTIONS " in run
     assert "secret" not in run
     assert remove == "rm --force helm-megatron-7-1-3"
 

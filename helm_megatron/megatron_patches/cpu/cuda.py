@@ -1,7 +1,7 @@
 """`torch.cuda` of a machine with one device, the CPU. `is_available()` stays False.
 
-Upstream: Megatron 0.19 uses CUDA's streams and events, asks for the device's properties and for
-statistics of its memory, and wants CUDA_DEVICE_MAX_CONNECTIONS set; torch without CUDA refuses.
+Upstream: Megatron 0.19 uses CUDA's streams and events, and asks for the device's properties and for
+statistics of its memory; torch without CUDA refuses.
 Here: streams and events are those of a device that computes in order; memory is this process's.
 Goes: when Megatron asks torch's accelerator, whichever it is.
 """
@@ -112,8 +112,6 @@ UPSTREAM = dict.fromkeys(
 
 def apply() -> None:
     """Replace the functions and classes of torch.cuda."""
-    # Megatron refuses tensor and context parallelism without it: it orders CUDA's kernels.
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     total = _machine_memory()[1]
     properties = types.SimpleNamespace(name="cpu", major=8, minor=0, total_memory=total)
     answers = {**_ANSWERS, "get_device_properties": properties}

@@ -1,10 +1,11 @@
-"""Adam for CPU with the interface of Transformer Engine's and Apex's FusedAdam.
+"""An Adam of torch's kernels with the interface of Transformer Engine's and Apex's FusedAdam.
 
-Upstream: without either of these Megatron 0.19 takes torch.optim.AdamW, which counts steps in every
-parameter's state. Its distributed optimizer cannot load a checkpoint into that: it asks for the
-step of an optimizer that has not stepped yet.
+Upstream: without either of these, on GPUs too, Megatron 0.19 takes torch.optim.AdamW, which counts
+steps in every parameter's state. Its distributed optimizer cannot load a checkpoint into that: it
+asks for the step of an optimizer that has not stepped yet. And it builds that class by its own
+name, so no Adam that knows tables of points can take its place.
 Here: Megatron takes this Adam as it would take Apex's; it counts steps in the parameter group.
-Goes: when the distributed optimizer loads into torch.optim.AdamW.
+Goes: when the distributed optimizer loads into torch.optim.AdamW, and `points_optimizer` goes.
 """
 
 from collections.abc import Iterable
@@ -62,14 +63,15 @@ class FusedAdam(torch.optim.Optimizer):
         for p in params:
             if "exp_avg" not in self.state[p]:
                 self.state[p].update(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
-        before = torch.full((len(params),), float(group["step"] - 1))  # torch counts this step
+        # torch counts this step itself, where its kernel runs.
+        steps = torch.full((len(params),), float(group["step"] - 1), device=params[0].device)
         adam(
             params,
             [p.grad for p in params],
             [self.state[p]["exp_avg"] for p in params],
             [self.state[p]["exp_avg_sq"] for p in params],
             [],
-            list(before.unbind()),
+            list(steps.unbind()),
             fused=True,
             amsgrad=False,
             beta1=group["betas"][0],
@@ -83,10 +85,12 @@ class FusedAdam(torch.optim.Optimizer):
 
 
 def apply() -> None:
-    """Replace the class, and what Megatron notes of where it is from."""
+    """Replace torch's class, if Megatron found no other, and what it notes of where it is from."""
     from megatron.core import optimizer
     from megatron.core.optimizer import distrib_optimizer
 
+    if not optimizer.USING_PYTORCH_OPTIMIZER:
+        return
     optimizer.Adam = distrib_optimizer.Adam = FusedAdam
     optimizer.USING_PYTORCH_OPTIMIZER = False
     distrib_optimizer.HAVE_APEX_OR_TE = distrib_optimizer.USING_APEX_OPTIMIZER = True
