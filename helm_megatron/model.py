@@ -26,6 +26,19 @@ class HELMModel(GPTModel):
         if self.post_process:
             self.output_layer: Any = lorentz_output_layer(self.output_layer, config)
 
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
+    ) -> dict:
+        """Megatron's; the time weight is padded as the logits' weight is, so it loads as that does.
+
+        Rows that pad the vocabulary differ from layout to layout; Megatron lets the shapes of
+        weight and bias differ by them.
+        """
+        state = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        if self.post_process:
+            state[f"{prefix}output_layer.time_weight"].allow_shape_mismatch = True
+        return state
+
     def _join_embedding(self) -> None:
         """Bring points of the embedding's hyperboloid to the hidden one, as the release does.
 
