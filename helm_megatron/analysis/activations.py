@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from helm_megatron.geometry import lorentz
+from helm_megatron.moe.curvature import bounded_softplus
 
 
 @dataclass
@@ -36,7 +36,7 @@ def observe(model: Any, tokens: Tensor) -> Activations:
         hooks.append(router.register_forward_hook(_keeps_load(found.loads, number)))
         raw = [expert.curvature for expert in layer.mlp.experts]
         if raw[0] is not None:
-            found.curvatures[number] = F.softplus(torch.cat(raw).float()).cpu()
+            found.curvatures[number] = bounded_softplus(torch.cat(raw)).cpu()
     try:
         states = model.model(tokens, output_hidden_states=True, use_cache=False).hidden_states
     finally:

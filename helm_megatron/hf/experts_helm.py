@@ -6,6 +6,29 @@ from torch import nn
 
 from .lorentz_helm import HelmMLP, HelmResidual, normalize, rescale, residual, time, wide
 
+# Within these curvatures fp32 activations keep their precision; training has the same bounds.
+CURVATURES = (1e-3, 1e3)
+
+
+class _Bounded(torch.autograd.Function):
+    """Clamp to the range of curvatures; at a bound only gradients that lead back pass."""
+
+    @staticmethod
+    def forward(ctx, c):
+        ctx.save_for_backward(c)
+        return c.clamp(*CURVATURES)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (c,) = ctx.saved_tensors
+        low, high = CURVATURES
+        return grad.masked_fill(((c <= low) & (grad > 0)) | ((c >= high) & (grad < 0)), 0)
+
+
+def bounded_softplus(raw):
+    """The curvatures of raw parameters, in at least fp32."""
+    return _Bounded.apply(F.softplus(wide(raw)))
+
 
 class HelmRouter(nn.Module):
     """Chooses experts by their score and selection bias, and weighs them by their score.
@@ -54,7 +77,7 @@ class HelmRouter(nn.Module):
 
 
 class HelmExpert(HelmMLP):
-    """One expert; Lorentz ones work on L_{c_e}, c_e the softplus of `curvature`."""
+    """One expert; Lorentz ones work on L_{c_e}, c_e the bounded softplus of `curvature`."""
 
     def __init__(self, config):
         super().__init__(config, config.moe_intermediate_size)
@@ -65,7 +88,7 @@ class HelmExpert(HelmMLP):
     def forward(self, x):
         if self.curvature is None:
             return super().forward(x)
-        c, c_e = self.hidden_curvature, F.softplus(wide(self.curvature))
+        c, c_e = self.hidden_curvature, bounded_softplus(self.curvature)
         return rescale(super().forward(rescale(x, c, c_e), c_e), c_e, c)
 
 

@@ -22,6 +22,9 @@ WORDS = ROOT / "examples" / "data" / "animals.tsv"
 @pytest.mark.parametrize("case", [cases.MICE, models.MICE_TWIN], ids=lambda case: case.name)
 def test_observed(case, tmp_path):
     model = models.exported(tmp_path, case)
+    if case is cases.MICE:
+        with torch.no_grad():  # as raw as AdamW may leave it
+            model.model.layers[1].mlp.experts[0].curvature.fill_(-20)
     found = observe(model, torch.randint(models.VOCABULARY, (2, 20)))
     assert list(found.loads) == [2]
     assert len(found.loads[2]) == 4 and found.loads[2].sum().item() == pytest.approx(1)
@@ -32,7 +35,7 @@ def test_observed(case, tmp_path):
     assert len(found.times) == layers + 1
     assert all((t >= model.config.curvature**0.5).all() and len(t) == 40 for t in found.times)
     raw = torch.cat([expert.curvature for expert in model.model.layers[1].mlp.experts])
-    assert torch.allclose(found.curvatures[2], raw.exp().log1p())
+    assert torch.allclose(found.curvatures[2], raw.exp().log1p().clamp(1e-3, 1e3))
 
 
 def analyze(*flags):

@@ -11,7 +11,9 @@ from transformers import TrainingArguments as Arguments
 
 from helm_megatron.conversion.to_hf import code_files
 from helm_megatron.hf.configuration_helm import CODE_VERSION, HelmConfig
+from helm_megatron.hf.experts_helm import bounded_softplus
 from helm_megatron.hf.modeling_helm import CACHE, HelmForCausalLM
+from helm_megatron.moe import curvature
 from tests.hf.test_modeling import assert_close, checkpoint_gradients
 
 COMMON = dict(
@@ -208,3 +210,16 @@ def test_misspelled_settings_are_refused():
 def test_settings_of_newer_code_are_refused():
     with pytest.raises(ValueError, match="code version"):
         HelmConfig(**COMMON, code_version=CODE_VERSION + 1)
+
+
+@pytest.mark.parametrize("direction", [1.0, -1.0])
+def test_curvatures_of_experts_have_the_bounds_of_training(direction):
+    """Values and gradients, below, within and above."""
+    results = []
+    for function in (bounded_softplus, curvature.bounded_softplus):
+        raw = torch.tensor([-20.0, 0.5, 1500.0], requires_grad=True)
+        out = function(raw)
+        out.backward(torch.full_like(out, direction))
+        results.append((out.detach(), raw.grad))
+    torch.testing.assert_close(*results)
+    assert results[0][0].tolist() == pytest.approx([1e-3, 0.974077, 1e3])

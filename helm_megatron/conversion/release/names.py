@@ -11,7 +11,6 @@ import re
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
@@ -28,6 +27,7 @@ from helm_megatron.conversion.table import (
     same,
 )
 from helm_megatron.geometry import lorentz
+from helm_megatron.moe.curvature import bounded_softplus
 from helm_megatron.transformer_config import HelmTransformerConfig
 
 # Released entries that no parameter of ours corresponds to, and why.
@@ -243,4 +243,4 @@ def _curvature(released: str, ours: str) -> Rule:
             )
         return [(c + torch.log(-torch.expm1(-c))).to(tensors[0])]
 
-    return Rule((released,), (ours,), load, lambda config, t: [F.softplus(t[0]).reshape(())])
+    return Rule((released,), (ours,), load, lambda config, t: [bounded_softplus(t[0]).reshape(())])
