@@ -26,9 +26,14 @@ _COSH_SERIES_BELOW = 1e-2
 _ASINH_SERIES_BELOW = 1e-3
 
 
+def computed_in(dtype: torch.dtype) -> torch.dtype:
+    """What numbers of this type are computed in: fp32 for bf16 and fp16, else itself."""
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+
+
 def at_least_fp32(x: Tensor) -> Tensor:
-    """Upcast bf16 and fp16 to fp32; fp32 and fp64 pass through."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    """Upcast bf16 and fp16 to fp32; fp32 and fp64 pass through. A copy of all of x, or x itself."""
+    return x.to(computed_in(x.dtype))
 
 
 def time(x: Tensor, c: Scalar) -> Tensor:

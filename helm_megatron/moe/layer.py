@@ -128,8 +128,10 @@ def _unsorted(dispatcher: Any) -> Iterator[None]:
     experts = dispatcher.num_local_experts
     if dispatcher.ep_size * dispatcher.tp_size == 1:
         dispatcher.num_local_experts = 1
-    yield
-    dispatcher.num_local_experts = experts
+    try:
+        yield
+    finally:
+        dispatcher.num_local_experts = experts
 
 
 def _widen(dispatcher: Any, attribute: str) -> None:

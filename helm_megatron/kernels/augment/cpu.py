@@ -25,7 +25,7 @@ def lifted(
     factor = 1.0 if tau is None else 2 / at_least_fp32(tau)
     if rotary is None:
         torch.mul(x, factor, out=space)
-    elif at_least_fp32(x) is x:
+    elif is_wide(x.dtype):
         _rotate(x, rotary, factor, space)
     else:
         space.copy_(_rotate(x.float(), rotary, factor, torch.empty_like(x, dtype=torch.float32)))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from helm_megatron.geometry.lorentz import Scalar, at_least_fp32
+from helm_megatron.geometry.lorentz import Scalar, computed_in
 from helm_megatron.kernels import dispatch
 from helm_megatron.kernels.augment import plain
 from helm_megatron.kernels.augment.lanes import KEY, QUERY, VALUE
@@ -44,7 +44,7 @@ def centroid(m: Tensor, d: int, c: Scalar, shift: Tensor | None) -> Tensor:
     """
     if isinstance(c, Tensor):
         return plain.centroid(m, d, c, shift)
-    return _Centroid.apply(m, d, c, shift, plain.CENTROID_EPS[at_least_fp32(m).dtype])
+    return _Centroid.apply(m, d, c, shift, plain.CENTROID_EPS[computed_in(m.dtype)])
 
 
 class _Augment(torch.autograd.Function):

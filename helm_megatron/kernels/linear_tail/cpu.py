@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from helm_megatron.geometry.lorentz import at_least_fp32
+from helm_megatron.geometry.lorentz import at_least_fp32, computed_in
 
 
 def add_time_term_(y: Tensor, time: Tensor, time_weight: Tensor, bias: Tensor | None) -> None:
@@ -50,7 +50,7 @@ def gated_backward(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of y, and where needed of time, time weight and bias; y as `gated` left it."""
     total = y
-    if at_least_fp32(y) is not y:
+    if computed_in(y.dtype) != y.dtype:
         total = _sum_in_place(y, time, time_weight, bias)
     d_sum = _swiglu_backward(d_out.to(total.dtype), total)
     return d_sum.to(y.dtype), *time_term_backward(d_sum, time, time_weight, needed)
