@@ -9,6 +9,7 @@ import math
 import traceback
 from collections.abc import Iterator
 
+from helm_megatron import fast_paths
 from helm_megatron.config import CURVATURES
 from helm_megatron.data.errors import DataError
 from helm_megatron.data.training.blend import prefixes_of
@@ -73,6 +74,7 @@ def check_args(args: argparse.Namespace) -> None:
         _loss_rules,
         _optimizer_rules,
         _layout_rules,
+        fast_paths.refusals,
         _document_rules,
         _data_rules,
     ):

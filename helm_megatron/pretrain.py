@@ -35,6 +35,7 @@ from helm_megatron.data.training.batch import next_batch, train_valid_test_datas
 from helm_megatron.data.training.fit import check_fit
 from helm_megatron.data.training.parts import check_parts
 from helm_megatron.errors import HelmError
+from helm_megatron.fast_paths import without_effect
 from helm_megatron.megatron_patches import cpu
 
 
@@ -243,6 +244,9 @@ def main() -> None:
             container = training_config(args)
     except HelmError as error:
         failed(str(error), exit_code=2)
+    if args.rank == 0:
+        for line in without_effect(args):
+            print(f"pretrain_helm.py: without effect: {line}", file=sys.stderr, flush=True)
     try:
         pretrain(container, train_valid_test_datasets, ModelType.encoder_or_decoder, forward_step)
     except HelmError as error:

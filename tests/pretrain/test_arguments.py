@@ -8,6 +8,7 @@ import pytest
 
 from helm_megatron.arguments import add_helm_args, config_from_args, helm_settings_from_args
 from helm_megatron.checks import ArgumentError, check_args
+from helm_megatron.fast_paths import without_effect
 from tests.pretrain.runs import DENSE, MICE, ROOT
 
 
@@ -92,6 +93,15 @@ REFUSED = {
     "--curvature-lr-mult": [*DENSE, "--curvature-lr-mult", -1],
     "--mice-bias-update": [*DENSE, *MICE, "--mice-bias-update", "proportional"],
     "--hidden-size": without(DENSE, "--hidden-size", 1),
+    "--overlap-moe-expert-parallel-comm": [*DENSE, *MICE, "--overlap-moe-expert-parallel-comm"],
+    "--qk-clip": [*DENSE, "--qk-clip"],
+    "--log-max-attention-logit": [*DENSE, "--geometry", "euclidean", "--log-max-attention-logit"],
+    "--cuda-graph-impl": [*DENSE, "--cuda-graph-impl", "local"],
+    "--optimizer-cuda-graph": [*DENSE, "--optimizer-cuda-graph"],
+    "--tp-comm-overlap": [*DENSE, "--tp-comm-overlap"],
+    "--moe-permute-fusion": [
+        *DENSE, *MICE, "--mice-combine", "reference", "--moe-permute-fusion"
+    ],
 }  # fmt: skip
 
 
@@ -119,6 +129,20 @@ POINTS = ["--helm-embedding", "lorentz", "--embedding-lr-mult", 2, "--optimizer"
 @pytest.mark.parametrize("geometry", ["lorentz", "euclidean"])
 def test_good_flags_pass(flags, geometry):
     check_args(parse(*flags, "--geometry", geometry))
+
+
+def test_what_has_no_effect_is_named():
+    """Each by its flag, where it is given; nothing where none is."""
+    assert without_effect(parse(*DENSE, *MICE, "--moe-grouped-gemm")) == []
+    flags = [*MICE, "--mla-down-proj-fusion", "--fused-residual-rmsnorm", "--moe-grouped-gemm"]
+    flags += ["--context-parallel-size", 2, "--cp-comm-type", "all_gather"]
+    args = parse(*DENSE, *flags)
+    args.gradient_accumulation_fusion = True  # as on a GPU with apex
+    named = "--mla-down-proj-fusion --fused-residual-rmsnorm gradient-accumulation --cp-comm-type"
+    for line, name in zip(without_effect(args), named.split(), strict=True):
+        assert line.startswith(name) and "\n" not in line
+    args.geometry, args.transformer_impl = "euclidean", "transformer_engine"
+    assert len(without_effect(args)) == 2
 
 
 def test_command_line_says_one_line_and_exits_with_2():
