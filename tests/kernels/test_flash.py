@@ -118,6 +118,17 @@ def euclidean(q, k, v, tau):
     return out.permute(2, 0, 1, 3) + 0 * tau
 
 
+def test_any_number_of_documents_and_heads_is_launched():
+    """CUDA counts to 2^31 on the first axis of a grid, and to 65,535 on the others."""
+    from helm_megatron.kernels.flash.triton import _Launch
+
+    q = torch.zeros(8, 1, 64, 16)
+    launch = _Launch(q, q, q, torch.zeros(10_001, dtype=torch.int32), longest=200)
+    for tile in (launch.forward_tiles()["M"], launch.backward_tiles("N")["N"]):
+        first, *others = launch.grid(tile, heads=64)
+        assert 65_535 < first < 2**31 and max(others, default=1) <= 65_535
+
+
 @runs_kernels
 @pytest.mark.parametrize("magnitude", [0.3, 1.0, 3.0])
 def test_error_in_bf16_is_at_most_twice_the_euclidean(magnitude):

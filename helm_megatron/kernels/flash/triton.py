@@ -94,8 +94,8 @@ class _Launch:
         self.width = max(_width(q.shape[-1]), _width(v.shape[-1]))
         self.half = q.element_size() == 2
 
-    def grid(self, rows: int, heads: int) -> tuple[int, int]:
-        return triton.cdiv(self.longest, rows), self.sequences * heads
+    def grid(self, rows: int, heads: int) -> tuple[int]:
+        return (triton.cdiv(self.longest, rows) * self.sequences * heads,)
 
     def forward_tiles(self) -> dict[str, int]:
         keys = 64 if self.half and self.width <= 128 else 32

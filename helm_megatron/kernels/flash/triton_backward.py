@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from helm_megatron.kernels.common.arithmetic import dot, product, rounded
-from helm_megatron.kernels.flash.triton_forward import column, put, span, tile
+from helm_megatron.kernels.flash.triton_forward import column, program, put, span, tile
 
 
 @triton.jit
@@ -79,9 +79,9 @@ def query_kernel(
     SPLIT: tl.constexpr,
 ):  # fmt: skip
     """Gradient of a block of queries, and its part of tau's, `[tokens, batch, heads]`."""
-    block = tl.num_programs(0) - 1 - tl.program_id(0)
-    head = tl.program_id(1) % heads
-    start, count, lane = span(bounds, tl.program_id(1) // heads, length, PACKED)
+    index, blocks, of = program(length, M)
+    block, head = blocks - 1 - index, of % heads
+    start, count, lane = span(bounds, of // heads, length, PACKED)
     if block * M < count:
         rows = block * M + tl.arange(0, M)
         kv_head = head // GROUP
@@ -164,9 +164,10 @@ def key_kernel(
     SPLIT: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a block of keys and their values, over all query heads of their group."""
-    block, kv_heads = tl.program_id(0), heads // GROUP
-    kv_head = tl.program_id(1) % kv_heads
-    start, count, lane = span(bounds, tl.program_id(1) // kv_heads, length, PACKED)
+    block, _, of = program(length, N)
+    kv_heads = heads // GROUP
+    kv_head = of % kv_heads
+    start, count, lane = span(bounds, of // kv_heads, length, PACKED)
     if block * N < count:
         cols = block * N + tl.arange(0, N)
         keys = tile(k + start * k_s + lane * k_b + kv_head * k_h, cols, count, k_s, D, WIDTH_D)

@@ -45,6 +45,16 @@ def span(bounds, index, length, PACKED: tl.constexpr):
 
 
 @triton.jit
+def program(length, SIZE: tl.constexpr):
+    """Of this program the block of rows, how many a sequence has, and which sequence's head it is.
+
+    Blocks are counted first. All on one axis: CUDA counts no further than 65,535 on the others.
+    """
+    blocks = tl.cdiv(length, SIZE)
+    return tl.program_id(0) % blocks, blocks, tl.program_id(0) // blocks
+
+
+@triton.jit
 def tile(x, rows, count, stride, D: tl.constexpr, WIDTH: tl.constexpr):
     """Rows of x `[count, D]` as a block `[rows, WIDTH]`, zero where there are none."""
     column = tl.arange(0, WIDTH)
@@ -111,9 +121,9 @@ def forward_kernel(
     from the centroids' space coordinates.
     """
     # The last queries have the most keys; they start first.
-    block = tl.num_programs(0) - 1 - tl.program_id(0)
-    head = tl.program_id(1) % heads
-    start, count, lane = span(bounds, tl.program_id(1) // heads, length, PACKED)
+    index, blocks, of = program(length, M)
+    block, head = blocks - 1 - index, of % heads
+    start, count, lane = span(bounds, of // heads, length, PACKED)
     if block * M < count:
         rows = block * M + tl.arange(0, M)
         kv_head = head // GROUP
