@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import io
 import logging
+import os
 import sys
 import tempfile
 from argparse import Namespace
@@ -13,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from megatron.training.arguments import parse_args, validate_args
 
@@ -82,12 +84,24 @@ def settings() -> tuple[Namespace, Namespace, Path | None]:
             if getattr(args, name, None):
                 raise ArgumentError(f"--{name.replace('_', '-')}: not verified; drop the flag")
         layout = shrink.prepare(args, args.verify_full_size, args.verify_low_precision)
+        if not args.verify_low_precision:
+            multiply_in_fp32()
         reference = shrink.one_process(layout)
         with contextlib.redirect_stdout(io.StringIO()):  # what it has set
             for each in (layout, reference):
                 validate_args(each)
                 check_args(each)
     return layout, reference, args.verify_directory
+
+
+def multiply_in_fp32() -> None:
+    """Let no library round the factors of fp32 products to TF32, whatever the image says.
+
+    Before CUDA starts: its libraries, Transformer Engine's products too, read their variable then.
+    """
+    os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
+    os.environ["TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"] = "0"  # NVIDIA's images set it to 1
+    torch.set_float32_matmul_precision("highest")
 
 
 def add_verify_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
