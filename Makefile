@@ -60,6 +60,6 @@ $(RUN): $(LOCKED) requirements/run.txt
 	@tools/install.sh $(VENV) run
 	@touch $@
 
-$(ALL): $(LOCKED) requirements/test.txt
+$(ALL): $(LOCKED) requirements/test.txt requirements/te.txt
 	@tools/install.sh $(VENV) test
 	@touch $@

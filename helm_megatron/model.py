@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from megatron.core.models.gpt import GPTModel
 
 from helm_megatron.layers.chunked_loss import compute_in_chunks
@@ -80,6 +81,17 @@ def build_model(
         vp_stage=vp_stage,
         **kwargs,
     )
+    built.register_load_state_dict_post_hook(_forgive_missing_extra_states)
     if post_process and config.helm.logits_chunk_size is not None:
         compute_in_chunks(built, config.helm.logits_chunk_size)
     return built
+
+
+def _forgive_missing_extra_states(_: torch.nn.Module, keys: Any) -> None:
+    """Load strictly but for Transformer Engine's extra states, which it makes anew.
+
+    They hold what FP8 has measured. Its attention has one that Megatron does not save, and
+    checkpoints of another backend have none. If a strict load fails, Megatron loads what it finds.
+    """
+    found = keys.missing_keys
+    found[:] = [key for key in found if not key.endswith("._extra_state")]

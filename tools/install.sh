@@ -35,3 +35,6 @@ uv_install() {
 echo "Installing requirements/$packages.txt into $venv"
 uv_install --require-hashes --requirement "requirements/$packages.txt"
 uv_install --quiet --no-deps --editable .
+# Apart: where it can be imported by everyone, Megatron would take it for what a GPU has.
+[[ $packages != test ]] || uv_install --quiet --no-deps --require-hashes \
+    --target "$venv/te-stand-in" --requirement requirements/te.txt

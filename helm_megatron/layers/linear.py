@@ -23,6 +23,8 @@ from helm_megatron.kernels.linear_tail.op import gated as gate_with_time
 from helm_megatron.kernels.norm2.op import norm2, time
 from helm_megatron.layers.parallel import (
     filled_parameter,
+    group_of,
+    is_left_alone,
     mark_like,
     replicated_parameter,
     sum_over_row_shards,
@@ -49,6 +51,7 @@ class _LorentzColumn(_Linear):
         bias: bool | None = None,
         skip_bias_add: bool = False,
         stride: int = 1,
+        is_expert: bool = False,
         **kwargs: Any,
     ) -> None:
         # `bias` and `skip_bias_add` are Megatron's; a Lorentz linear adds its own bias, once.
@@ -60,10 +63,12 @@ class _LorentzColumn(_Linear):
             bias=False,
             skip_bias_add=True,
             stride=stride,
+            is_expert=is_expert,
             **kwargs,
         )
+        self.explicit_expert_comm = is_left_alone(config, is_expert, group_of(self))
         self.curvature: Scalar = config.helm.curvature
-        local = output_size // self.tp_group.size()
+        local = output_size // group_of(self).size()
         self.time_weight = filled_parameter(config, local, 0.0)
         mark_like(self.time_weight, self.weight, stride)
         self.has_bias = bias is not None and config.helm.linear_bias
@@ -96,7 +101,7 @@ class _LorentzColumn(_Linear):
         tail = gate_with_time if gated else add_time_term
         y = tail(y, t, self.time_weight, self.bias if self.has_bias else None)
         if gather:
-            y = gather_from_tensor_model_parallel_region(y, group=self.tp_group)
+            y = gather_from_tensor_model_parallel_region(y, group=group_of(self))
         return y, None
 
     def sharded_state_dict(
@@ -133,6 +138,7 @@ class _LorentzRow(_Linear):
             is_expert=is_expert,
             **kwargs,
         )
+        self.explicit_expert_comm = is_left_alone(config, is_expert, group_of(self))
         self.curvature: Scalar = config.helm.curvature
         # An expert's output is whole on every rank, so its gradients are no partial sums.
         make = filled_parameter if is_expert else replicated_parameter
@@ -146,7 +152,7 @@ class _LorentzRow(_Linear):
     def forward(self, input_: Tensor, curvature: Scalar | None = None) -> tuple[Tensor, None]:
         """Map points `[s, b, in / tp]` to space coordinates `[s, b, out]`."""
         y, _ = super().forward(input_)
-        if getattr(self, "explicit_expert_comm", False):
+        if self.explicit_expert_comm:
             y = sum_over_row_shards(y, self)
         c = self.curvature if curvature is None else curvature
         t = (sum_over_row_shards(norm2(input_), self) + c).sqrt()
@@ -254,7 +260,7 @@ def shard_gated_time_weight(
         state[key],
         offsets,
         metadata.get("singleton_local_shards", False),
-        tp_group=linear.tp_group,
+        tp_group=group_of(linear),
         dp_group=metadata["dp_cp_group"],
     )
 
@@ -268,6 +274,6 @@ def _shard(
         prefix,
         axes,
         offsets,
-        tp_group=linear.tp_group,
+        tp_group=group_of(linear),
         dp_cp_group=(metadata or {})["dp_cp_group"],
     )

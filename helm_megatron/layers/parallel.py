@@ -16,6 +16,7 @@ from megatron.core.tensor_parallel.mappings import (
     reduce_scatter_to_sequence_parallel_region,
 )
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.nn import Parameter
 
 from helm_megatron.transformer_config import HelmTransformerConfig
@@ -48,21 +49,35 @@ def mark_like(parameter: Parameter, weight: Parameter | None, stride: int | None
         set_tensor_model_parallel_attributes(parameter, True, 0, stride)
 
 
+def group_of(linear: Any) -> ProcessGroup:
+    """The tensor-parallel group that a backend's linear is sharded over.
+
+    Transformer Engine is not told of an expert's, so that it leaves communication alone; Megatron
+    keeps it beside.
+    """
+    return getattr(linear, "_tp_group", None) or linear.tp_group
+
+
+def is_left_alone(config: HelmTransformerConfig, is_expert: bool, group: ProcessGroup) -> bool:
+    """Whether a backend's linear is without communication, as an expert's that is dispatched to."""
+    return is_expert and (group.size() > 1 or config.expert_model_parallel_size > 1)
+
+
 def time_into_columns(time: Tensor, linear: Any) -> Tensor:
     """Bring the input's time `[tokens.., 1]` to every rank of a column-parallel linear.
 
     Its gradient is then the sum over ranks, each of which has seen its own output features only.
     Experts are given tokens whose gradient their dispatcher sums.
     """
-    if getattr(linear, "explicit_expert_comm", False):
+    if linear.explicit_expert_comm:
         return time
     if linear.sequence_parallel:
-        return gather_from_sequence_parallel_region(time, group=linear.tp_group)
-    return copy_to_tensor_model_parallel_region(time, group=linear.tp_group)
+        return gather_from_sequence_parallel_region(time, group=group_of(linear))
+    return copy_to_tensor_model_parallel_region(time, group=group_of(linear))
 
 
 def sum_over_row_shards(x: Tensor, linear: Any) -> Tensor:
     """Sum over the ranks of a row-parallel linear, to the tokens its output has here."""
-    if linear.sequence_parallel and not getattr(linear, "explicit_expert_comm", False):
-        return reduce_scatter_to_sequence_parallel_region(x, group=linear.tp_group)
-    return reduce_from_tensor_model_parallel_region(x, group=linear.tp_group)
+    if linear.sequence_parallel and not linear.explicit_expert_comm:
+        return reduce_scatter_to_sequence_parallel_region(x, group=group_of(linear))
+    return reduce_from_tensor_model_parallel_region(x, group=group_of(linear))

@@ -47,6 +47,7 @@ EVERYWHERE = (
     "checkpoint_hashes",
     "checkpoint_processes",
     "exit_signals",
+    "extra_states",
 )
 
 

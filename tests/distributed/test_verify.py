@@ -1,11 +1,13 @@
 """`python -m helm_megatron.verify`, run as a user does: it passes what is right, and only that."""
 
+import os
 from argparse import Namespace
 from pathlib import Path
 
 import pytest
+import torch
 
-from helm_megatron.verify import shrink
+from helm_megatron.verify import command, shrink
 from helm_megatron.verify.result import Difference, wrong
 from tests import forked
 
@@ -55,6 +57,22 @@ def test_flags_that_cannot_be_say_one_line():
     assert [x for x in output.splitlines() if "error" in x] == [
         "verify: error: --tensor-model-parallel-size 2 does not divide --num-attention-heads 15"
     ]
+
+
+def test_no_image_makes_it_round_to_tf32(monkeypatch):
+    for name, images in (("NVIDIA_TF32_OVERRIDE", "1"), ("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1")):
+        monkeypatch.setenv(name, images)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        for more, kept in ((["--verify-low-precision"], "high"), ([], "highest")):
+            monkeypatch.setattr("sys.argv", ["verify", *FLAGS, *more])
+            command.settings()
+            assert torch.get_float32_matmul_precision() == kept
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert os.environ["NVIDIA_TF32_OVERRIDE"] == "0"
+    assert os.environ["TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"] == "0"
 
 
 def flags(**changes):

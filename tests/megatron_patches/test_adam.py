@@ -6,18 +6,19 @@ import torch
 from helm_megatron.megatron_patches.adam import FusedAdam
 
 SHAPES = [(3, 4), (5,), (2, 1, 2)]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def parameters(seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return [torch.nn.Parameter(torch.randn(s, generator=generator)) for s in SHAPES]
+    return [torch.nn.Parameter(torch.randn(s, generator=generator).to(DEVICE)) for s in SHAPES]
 
 
 def take_steps(optimizer, params, count, start=0):
     for i in range(start, start + count):
         generator = torch.Generator().manual_seed(i)
         for p in params:
-            p.grad = torch.randn(p.shape, generator=generator)
+            p.grad = torch.randn(p.shape, generator=generator).to(DEVICE)
         optimizer.step()
 
 

@@ -1,5 +1,6 @@
 """Runs of `pretrain_helm.py` on the machine of a stand-in."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -20,14 +21,17 @@ class Machine:
     folder: Path
     count: int = 0
 
-    def start(self, *flags, processes=1, base=DENSE, seconds=200) -> tuple[list[int], Ranks]:
-        """Run to the end; returns exit codes, and what the ranks logged."""
+    def start(
+        self, *flags, processes=1, base=DENSE, program="pretrain", seconds=200
+    ) -> tuple[list[int], Ranks]:
+        """Run a program to the end; returns exit codes, and what the ranks logged."""
         self.count += 1
         log, steps = (self.folder / f"run{self.count}.{kind}" for kind in ("log", "steps"))
         argv = [*base, *map(str, flags)]
-        line = json.dumps([argv, processes, str(log), str(steps), seconds])
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
+        line = json.dumps([program, argv, processes, str(log), str(steps), seconds])
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(line + "\n")
+            self.process.stdin.flush()
         answer = self.process.stdout.readline()
         assert answer, (self.folder / "machine.log").read_text()[-4000:]
         return json.loads(answer), Ranks([], log, steps)
@@ -39,7 +43,8 @@ class Machine:
         return ranks.losses
 
     def close(self) -> None:
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait()
 
 

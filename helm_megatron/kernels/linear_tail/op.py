@@ -52,7 +52,9 @@ class _Gated(torch.autograd.Function):
         ctx: Any, y: Tensor, time: Tensor, time_weight: Tensor, bias: Tensor | None
     ) -> Tensor:
         out = dispatch.implementation("linear_tail", y).gated(y, time, time_weight, bias)
-        ctx.save_for_backward(y, time, time_weight, bias)
+        # As y may be a view (Transformer Engine's linear returns one) that was just overwritten,
+        # which autograd would refuse to give back.
+        ctx.save_for_backward(y.detach(), time, time_weight, bias)
         return out
 
     @staticmethod
