@@ -28,6 +28,7 @@ from helm_megatron.analysis.monitor import Monitor
 from helm_megatron.arguments import add_helm_args, config_from_args
 from helm_megatron.builder import HelmModelConfig
 from helm_megatron.checkpoint import compatibility, failures, files
+from helm_megatron.checkpoint.lock import lock
 from helm_megatron.checkpoint.plan import check_plan
 from helm_megatron.checkpoint.start import find_start
 from helm_megatron.checks import ArgumentError, check_args, megatrons_refusals
@@ -93,6 +94,8 @@ def checked_args() -> argparse.Namespace:
             check_fit(args, get_tokenizer())
             check_parts(args)
             check_writable(args.save)
+            if args.save and os.environ.get("RANK", "0") == "0":
+                lock(Path(args.save))
     except files.CheckpointError as error:
         failed(str(error))
     except SystemExit as error:

@@ -228,3 +228,17 @@ def test_a_damaged_legacy_checkpoint_is_no_success(starter, tmp_path):
     codes, output = starter.refused(*flags, *there(tmp_path))
     assert codes == [1] and "Traceback" not in output
     assert "the checkpoint of --load was not loaded: " in complaints(output)[0]
+
+
+def test_a_second_job_with_the_same_folder_is_refused(starter, folder):
+    """Until the first has ended, however it did."""
+    flags = [*MICE, *RUN[len(MICE) + 2 :], *there(folder)]
+    first = starter.start(*flags, fault=faults.slow_disk)
+    first.wait_for(lambda: tracker(folder).read_text() == "4")
+    codes, output = starter.refused(*flags)
+    pid = first.processes[0].pid
+    assert codes == [1] and f"another job saves there (process {pid} on " in complaints(output)[0]
+    os.kill(pid, signal.SIGKILL)
+    first.join()
+    last = int(tracker(folder).read_text())
+    assert list(starter.run(*flags, "--exit-interval", 1)) == [last + 1]
