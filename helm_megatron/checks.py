@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from helm_megatron import fast_paths
 from helm_megatron.config import CURVATURES
 from helm_megatron.data.errors import DataError
+from helm_megatron.data.split import parse_split
 from helm_megatron.data.training.blend import prefixes_of
 from helm_megatron.errors import HelmError
 
@@ -306,6 +307,8 @@ def _data_rules(args: argparse.Namespace) -> Rules:
         return
     try:
         prefixes_of(args)
+        if args.split is not None:
+            parse_split(args.split)
     except DataError as error:
         yield True, str(error)
 
