@@ -66,12 +66,6 @@ def add_helm_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     group.add_argument(
         "--learn-residual-scale", action="store_true", help="Learn the scale of every residual."
     )
-    parser.add_argument_group("helm data").add_argument(
-        "--check-data",
-        action="store_true",
-        help="Look at every token of the data, and at the hashes of its files, before training; "
-        "without, at the whole index and the sizes.",
-    )
     _add_loss_args(parser)
     _add_optimizer_args(parser)
     _add_mice_args(parser)

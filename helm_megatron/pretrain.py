@@ -51,6 +51,12 @@ def add_args(
     is given.
     """
     add_helm_args(parser)
+    parser.add_argument_group("helm data").add_argument(
+        "--check-data",
+        action="store_true",
+        help="Look at every token of the data, and at the hashes of its files, before training; "
+        "without, at the whole index and the sizes.",
+    )
     # Attention is causal without a mask; one is built only to keep documents apart.
     parser.set_defaults(create_attention_mask_in_dataloader=False, transformer_impl="local")
     # Megatron has no default and needs a number, even with --eval-iters 0.

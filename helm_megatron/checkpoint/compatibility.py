@@ -25,7 +25,7 @@ ATTENTION = """
     rope_type
 """.split()
 # Of the run, not of the model: they may change from run to run.
-TRAINING = {"mice_fixed_curvature", "check_data"}
+TRAINING = {"mice_fixed_curvature"}
 
 
 def saved_args(folder: Path) -> argparse.Namespace | None:
