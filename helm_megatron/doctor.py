@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import os
 import platform as machine
 import subprocess
@@ -26,13 +27,15 @@ FUSED_PATHS = {
     "Megatron's compiled data helpers": "megatron.core.datasets.helpers_cpp",
 }
 
-# A HELM-MiCE as small as possible, with every kind of layer.
+# A HELM-MiCE as small as possible, with every kind of layer, run as models of a real size are: in
+# bf16, the experts of a rank as one function.
 TINY_RUN = """
     --num-layers 2 --hidden-size 32 --ffn-hidden-size 64 --num-attention-heads 4
     --multi-latent-attention --rope-type rope --position-embedding-type rope --kv-lora-rank 16
     --qk-head-dim 8 --qk-pos-emb-head-dim 4 --v-head-dim 8
     --num-experts 2 --moe-layer-freq [0,1] --moe-router-topk 2 --moe-ffn-hidden-size 32
-    --moe-token-dispatcher-type alltoall --swiglu --normalization RMSNorm --disable-bias-linear
+    --moe-token-dispatcher-type alltoall --moe-grouped-gemm --bf16
+    --swiglu --normalization RMSNorm --disable-bias-linear
     --untie-embeddings-and-output-weights --hidden-dropout 0 --attention-dropout 0
     --mock-data --tokenizer-type NullTokenizer --vocab-size 127 --num-workers 0 --seq-length 32
     --max-position-embeddings 32 --micro-batch-size 1 --global-batch-size 1 --train-iters 1
@@ -49,7 +52,10 @@ def main() -> int:
         "on the GPU, or on the CPU if there is none. Exit code 0 if that worked.",
     )
     parser.add_argument("--timeout", type=float, default=240, help="seconds for the step")
-    return run(parser.parse_args())
+    options = parser.parse_args()
+    if not 0 < options.timeout < math.inf:
+        parser.error(f"--timeout {options.timeout}: must be a positive number of seconds")
+    return run(options)
 
 
 def run(options: argparse.Namespace) -> int:

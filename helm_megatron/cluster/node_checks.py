@@ -1,4 +1,4 @@
-"""What a node can check by itself before a run: GPUs, data, checkpoint folder, code."""
+"""What a node can check by itself before a run: CPUs, GPUs, data, checkpoint folder, code."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
+
+from helm_megatron.kernels.dispatch import missing_for_triton
 
 ROOT = Path(__file__).parents[2]
 INDEX_HEADER = b"MMIDIDX\x00\x00"  # of Megatron's .idx files
@@ -41,13 +43,16 @@ def is_number(text: str) -> bool:
     return True
 
 
-def local_problems(flags: Sequence[str], gpus_per_node: int) -> list[str]:
-    """What would stop a run with these flags of Megatron on this node, a problem an item."""
+def local_problems(flags: Sequence[str], gpus_per_node: int, processes: int = 1) -> list[str]:
+    """What would stop a run with these flags of Megatron on this node, a problem an item.
+
+    `processes` is the number of its ranks.
+    """
     paths = run_paths(flags)
     prefixes = (
         paths.data_path + paths.train_data_path + paths.valid_data_path + paths.test_data_path
     )
-    problems = [gpu_problem(gpus_per_node)]
+    problems = [cpu_problem(processes), gpu_problem(gpus_per_node), triton_problem(gpus_per_node)]
     problems += [data_problem(prefix) for prefix in prefixes if not is_number(prefix)]
     files = [paths.data_args_path, paths.per_split_data_args_path]
     model = paths.tokenizer_model
@@ -58,6 +63,26 @@ def local_problems(flags: Sequence[str], gpus_per_node: int) -> list[str]:
     if paths.save:
         problems.append(save_problem(Path(paths.save)))
     return [problem for problem in problems if problem]
+
+
+def cpu_problem(processes: int) -> str | None:
+    """Why the ranks of this node would wait for each other's turn on a CPU, or None."""
+    found = len(os.sched_getaffinity(0))
+    if found >= processes:
+        return None
+    return (
+        f"{found} CPUs for {processes} ranks: SLURM gives a task one unless the job asks for more; "
+        f"pass sbatch --cpus-per-task {processes} at least, or --cpus-per-gpu"
+    )
+
+
+def triton_problem(gpus_per_node: int) -> str | None:
+    """Why a GPU would take other kernels than Triton's, or None.
+
+    Those are slower, and not what other nodes compute.
+    """
+    missing = missing_for_triton() if gpus_per_node else []
+    return f"Triton kernels need {' and '.join(missing)}: install them" if missing else None
 
 
 def gpu_problem(wanted: int) -> str | None:

@@ -3,9 +3,9 @@
     python -m helm_megatron.cluster.preflight --node-rank 0 --node-names "node1 node2" \\
         --master-addr node1 --master-port 29500 -- MEGATRON_FLAGS
 
-One process a node (slurm/node.sh starts it). Each looks at its own GPUs, data, checkpoint folder
-and code, and reports to the first node, which prints every problem; then the nodes connect to each
-other and reduce over all ranks. Exit code 0 if all is well, 1 otherwise.
+One process a node (slurm/node.sh starts it). Each looks at its own CPUs, GPUs, data, checkpoint
+folder and code, and reports to the first node, which prints every problem; then the nodes connect
+to each other and reduce over all ranks. Exit code 0 if all is well, 1 otherwise.
 """
 
 from __future__ import annotations
@@ -248,7 +248,7 @@ def preflight(args: argparse.Namespace) -> None:
     Raises:
         PreflightError: with a line for each problem that is known here.
     """
-    found = local_problems(args.flags, args.gpus_per_node)
+    found = local_problems(args.flags, args.gpus_per_node, args.processes_per_node)
     try:
         nodes = Nodes(args)
     except PreflightError as error:

@@ -79,17 +79,23 @@ def has_triton() -> bool:
     """Whether Triton is installed and finds what it builds its launchers with; warns once."""
     if importlib.util.find_spec("triton") is None:
         return False
-    missing = []
-    if not (os.environ.get("CC") or shutil.which("clang") or shutil.which("gcc")):
-        missing.append("a C compiler")
-    if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
-        missing.append("Python's headers (python3-dev)")
+    missing = missing_for_triton()
     if missing:
         warnings.warn(
             f"Triton kernels are off, which costs speed: install {' and '.join(missing)}.",
             stacklevel=2,
         )
     return not missing
+
+
+def missing_for_triton() -> list[str]:
+    """What Triton kernels need and this machine does not have, in words."""
+    missing = [] if importlib.util.find_spec("triton") else ["Triton"]
+    if not (os.environ.get("CC") or shutil.which("clang") or shutil.which("gcc")):
+        missing.append("a C compiler")
+    if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
+        missing.append("Python's headers (python3-dev)")
+    return missing
 
 
 @functools.cache

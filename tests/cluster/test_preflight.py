@@ -60,6 +60,21 @@ def test_missing_gpus_are_counted():
     assert problems(gpus=4096)[0].endswith("GPUs, but the job needs 4096")
 
 
+def test_too_few_cpus_are_counted(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 4})
+    assert local_problems([], 0, processes=2) == []
+    [problem] = local_problems([], 0, processes=8)
+    assert problem.startswith("2 CPUs for 8 ranks") and "--cpus-per-task 8" in problem
+
+
+def test_a_node_with_gpus_needs_a_compiler(monkeypatch, tmp_path):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert problems() == []
+    [problem] = [text for text in problems(gpus=1) if "Triton" in text]
+    assert "a C compiler" in problem
+
+
 def test_the_minority_has_other_code():
     usual, other = code_version(), code_version() | {"torch": "1.0"}
     names = ["a", "b", "c"]
