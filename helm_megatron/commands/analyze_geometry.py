@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from helm_megatron.analysis import SAMPLES
+from helm_megatron.commands.options import positive, seed
 from helm_megatron.data.errors import DataError
 from helm_megatron.data.output import full_disk, own_folder
 from helm_megatron.errors import HelmError
@@ -50,11 +51,11 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "--samples",
-        type=int,
+        type=positive,
         default=SAMPLES,
         help="tokens for Gromov's delta (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of these (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="of the choice of these (default: 0)")
     return parser.parse_args()
 
 

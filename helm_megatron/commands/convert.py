@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from helm_megatron.commands.options import above_zero, not_negative, positive
 from helm_megatron.conversion.defaults import MAX_SHARD_BYTES, WARM_START_SCALE
 from helm_megatron.conversion.release.arguments import PRESETS
 from helm_megatron.errors import HelmError
@@ -30,27 +31,29 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--to", dest="target", choices=["hf", "megatron"], required=True)
     parser.add_argument("--load", type=Path, required=True, help="folder (or file) to read")
     parser.add_argument("--save", type=Path, help="folder to make")
-    parser.add_argument("--ckpt-step", type=int, help="iteration to read (default: the latest)")
+    parser.add_argument(
+        "--ckpt-step", type=not_negative, help="iteration to read (default: the latest)"
+    )
     parser.add_argument(
         "--tokenizer-model", help="tokenizer, if it is not where the checkpoint's arguments say"
     )
     _add_release_args(parser)
     parser.add_argument(
         "--max-shard-size",
-        type=float,
+        type=above_zero,
         default=MAX_SHARD_BYTES / 1e9,
         metavar="GB",
         help="size of a safetensors file (default: %(default)g)",
     )
     parser.add_argument(
         "--make-vocab-size-divisible-by",
-        type=int,
+        type=positive,
         default=128,
         help="with --to megatron: pads the vocabulary, as in training (default: %(default)s)",
     )
     parser.add_argument(
         "--warm-start-scale",
-        type=float,
+        type=above_zero,
         default=WARM_START_SCALE,
         help="with a Llama-shaped --from hf: how near to the flat origin the HELM-D starts "
         "(default: %(default)g; docs/huggingface.md)",

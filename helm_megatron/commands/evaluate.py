@@ -21,7 +21,7 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from helm_megatron.commands.options import positive
+from helm_megatron.commands.options import not_negative, positive
 from helm_megatron.data.output import staged
 from helm_megatron.errors import HelmError
 from helm_megatron.evaluation.errors import EvaluationError
@@ -40,7 +40,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--load", type=Path, required=True, help="Megatron checkpoints or Hugging Face folder"
     )
-    parser.add_argument("--ckpt-step", type=int, help="iteration to evaluate (default: the latest)")
+    parser.add_argument(
+        "--ckpt-step", type=not_negative, help="iteration to evaluate (default: the latest)"
+    )
     parser.add_argument(
         "--tokenizer-model", help="tokenizer, if it is not where the checkpoint's arguments say"
     )
@@ -51,7 +53,9 @@ def parse_args() -> argparse.Namespace:
         help="presets, tasks and YAML files, comma-separated (default: offline)",
     )
     parser.add_argument("--limit", type=positive, help="only so many questions of every task")
-    parser.add_argument("--num-fewshot", type=int, help="shots, instead of each task's own")
+    parser.add_argument(
+        "--num-fewshot", type=not_negative, help="shots, instead of each task's own"
+    )
     parser.add_argument("--batch-size", default="8", help="or auto (default: 8)")
     parser.add_argument("--device", help="cuda, cuda:1, cpu, ... (default: a GPU if there is one)")
     parser.add_argument("--dtype", default="auto", help="float32, bfloat16 (default: the model's)")

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from helm_megatron.commands.options import positive
+from helm_megatron.commands.options import not_negative, number, positive, seed, share
 from helm_megatron.errors import HelmError
 
 
@@ -15,18 +15,20 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--load", type=Path, required=True, help="checkpoint or folder")
     parser.add_argument("--prompt", nargs="+", required=True, help="one text or several")
-    parser.add_argument("--ckpt-step", type=int, help="iteration to read (default: the latest)")
+    parser.add_argument(
+        "--ckpt-step", type=not_negative, help="iteration to read (default: the latest)"
+    )
     parser.add_argument(
         "--tokenizer-model", help="tokenizer, if it is not where the checkpoint's arguments say"
     )
     parser.add_argument("--max-new-tokens", type=positive, default=64, help="default: %(default)s")
     parser.add_argument(
-        "--temperature", type=float, default=0.8, help="0 is greedy (default: %(default)s)"
+        "--temperature", type=number, default=0.8, help="0 is greedy (default: %(default)s)"
     )
-    parser.add_argument("--top-k", type=int, default=0, help="0: all tokens (default)")
-    parser.add_argument("--top-p", type=float, default=0.95, help="default: %(default)s")
+    parser.add_argument("--top-k", type=not_negative, default=0, help="0: all tokens (default)")
+    parser.add_argument("--top-p", type=share, default=0.95, help="default: %(default)s")
     parser.add_argument("--num-beams", type=positive, default=1, help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=1234, help="default: %(default)s")
+    parser.add_argument("--seed", type=seed, default=1234, help="default: %(default)s")
     parser.add_argument(
         "--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="of the model"
     )

@@ -12,6 +12,7 @@ import random
 import sys
 from pathlib import Path
 
+from helm_megatron.commands.options import not_negative, positive, seed
 from helm_megatron.data.encoders import TOKENIZER_TYPES, build_encoder
 from helm_megatron.data.errors import DataError
 from helm_megatron.data.inspection import (
@@ -32,17 +33,21 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data-path", required=True, help="path without .bin/.idx")
-    parser.add_argument("--samples", type=int, default=0, help="show so many random documents")
     parser.add_argument(
-        "--sample-tokens", type=int, default=100, help="tokens shown of each (default: 100)"
+        "--samples", type=not_negative, default=0, help="show so many random documents"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of samples")
+    parser.add_argument(
+        "--sample-tokens", type=positive, default=100, help="tokens shown of each (default: 100)"
+    )
+    parser.add_argument("--seed", type=seed, default=0, help="of the choice of samples")
     parser.add_argument("--png", type=Path, help="draw the histogram of lengths into this file")
     parser.add_argument(
         "--tokenizer-type", choices=TOKENIZER_TYPES, help="default: the sidecar's, for samples"
     )
     parser.add_argument("--tokenizer-model", help="likewise")
-    parser.add_argument("--vocab-size", type=int, help="tokens must be below it (the sidecar's)")
+    parser.add_argument(
+        "--vocab-size", type=positive, help="tokens must be below it (the sidecar's)"
+    )
     return parser.parse_args()
 
 

@@ -1,6 +1,7 @@
 """Types of flags that several commands have, for argparse."""
 
 import argparse
+import math
 from pathlib import Path
 
 
@@ -25,3 +26,35 @@ def prefix(text: str) -> Path:
     if not text.strip() or not Path(text).name:
         raise argparse.ArgumentTypeError(f"'{text}' has no name to append a suffix to")
     return Path(text)
+
+
+def seed(text: str) -> int:
+    """Parse a seed as torch takes it."""
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"{value} is not from 0 to below 2^63")
+    return value
+
+
+def number(text: str) -> float:
+    """Parse a finite number of at least 0."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of 0 or more")
+    return value
+
+
+def above_zero(text: str) -> float:
+    """Parse a finite number above 0."""
+    value = number(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def share(text: str) -> float:
+    """Parse a number above 0 and at most 1."""
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1")
+    return value

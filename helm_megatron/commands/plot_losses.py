@@ -11,6 +11,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from helm_megatron.commands.options import number
+
 
 def main() -> None:
     """Run the tool; a folder without losses ends it with one line and exit code 1."""
@@ -20,7 +22,9 @@ def main() -> None:
     parser.add_argument("--tensorboard-dir", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True, help="the PNG to write")
     parser.add_argument(
-        "--unigram-entropy", type=float, help="drawn as a dashed line; see tools/unigram_entropy.py"
+        "--unigram-entropy",
+        type=number,
+        help="drawn as a dashed line; see tools/unigram_entropy.py",
     )
     args = parser.parse_args()
     if not args.tensorboard_dir.is_dir():

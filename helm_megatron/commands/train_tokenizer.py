@@ -10,7 +10,7 @@ writes data/corpus.model, for `--tokenizer-type SentencePieceTokenizer --tokeniz
 import argparse
 import sys
 
-from helm_megatron.commands.options import prefix
+from helm_megatron.commands.options import positive, prefix
 from helm_megatron.data.tokenizer_training import MAX_LINE_BYTES, MODEL_TYPES, train_tokenizer
 from helm_megatron.errors import HelmError
 
@@ -24,7 +24,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--json-keys", nargs="+", default=["text"], help="keys to train on (default: text)"
     )
-    parser.add_argument("--vocab-size", type=int, required=True, help="number of tokens")
+    parser.add_argument("--vocab-size", type=positive, required=True, help="number of tokens")
     parser.add_argument(
         "--model-type",
         choices=MODEL_TYPES,

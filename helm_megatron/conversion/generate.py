@@ -48,8 +48,8 @@ def generate(
     """The continuation of each prompt; `options` are those of transformers' `generate`.
 
     Raises:
-        ConversionError: the folder has no tokenizer, a prompt has no tokens, or transformers
-            refuses the options.
+        ConversionError: the folder has no tokenizer, a prompt has no tokens or more than the model
+            has positions, or transformers refuses the options.
     """
     if not (folder / "tokenizer_config.json").is_file():
         raise ConversionError("the model has no tokenizer: it was trained on numbers")
@@ -57,9 +57,28 @@ def generate(
     config = read_config(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
     model = HelmForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
-    batch = tokenizer(list(prompts), padding=True, return_tensors="pt").to(device)
+    # Without a token for padding each prompt is a batch of its own.
+    together = [list(prompts)] if tokenizer.pad_token_id is not None else [[p] for p in prompts]
+    batches = [_batch(tokenizer, each, model.config, device) for each in together]
+    return [text for batch in batches for text in _continuations(model, tokenizer, batch, options)]
+
+
+def _batch(tokenizer: Any, prompts: list[str], config: Any, device: str) -> Any:
+    """The tokens of prompts, padded if they are several."""
+    batch = tokenizer(prompts, padding=len(prompts) > 1, return_tensors="pt")
     if not bool(batch.attention_mask.any(-1).all()):
         raise ConversionError("--prompt is empty: it needs at least one token")
+    tokens, positions = batch.input_ids.shape[1], config.max_position_embeddings
+    if tokens > positions:
+        raise ConversionError(
+            f"--prompt has {tokens} tokens, but the model was trained with {positions} positions"
+        )
+    return batch.to(device)
+
+
+def _continuations(
+    model: HelmForCausalLM, tokenizer: Any, batch: Any, options: dict[str, Any]
+) -> list[str]:
     try:
         with torch.no_grad():
             tokens = model.generate(**batch, **options)

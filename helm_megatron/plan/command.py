@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 # The layouts that recipes have; another number of GPUs borrows the model of the first.
 RECIPE_GPUS = (8, 64, 512)
+MOST_GPUS = 1_000_000
 # What Layout has no field for.
 _UNEVEN = (
     "pipeline_model_parallel_layout",
@@ -79,6 +81,8 @@ def run(options: argparse.Namespace) -> int:
         ArgumentError: the recipe or the cluster cannot be.
     """
     cluster = _cluster(options)
+    if options.top < 1:
+        raise ArgumentError(f"--top {options.top}: must be 1 or more")
     known = cluster.gpus in RECIPE_GPUS
     flags = read(options.recipe, {"GPUS": str(cluster.gpus if known else RECIPE_GPUS[0])})
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # nothing is computed: the same plan everywhere
@@ -120,8 +124,10 @@ def _cluster(options: argparse.Namespace) -> Cluster:
         if name == "margin":
             if not 0 <= value < 1:
                 raise ArgumentError(f"{flag} {value}: must be from 0 to below 1")
-        elif not value > 0:
-            raise ArgumentError(f"{flag} {value}: must be positive")
+        elif not 0 < value < math.inf:
+            raise ArgumentError(f"{flag} {value}: must be positive and finite")
+        elif name.startswith("gpus") and value > MOST_GPUS:
+            raise ArgumentError(f"{flag} {value}: at most {MOST_GPUS:,}")
     return Cluster(**values)
 
 

@@ -102,8 +102,39 @@ def test_generate_command_line(exported, trained, capfd):
     assert said[0].out.endswith(said[1].out) and said[1].out.startswith("The model")
     assert "A checkpoint" in said[1].out
     refused(run(tool, "--load", "none", *flags), trained / "none", "none: no checkpoint")
-    bad = ["--top-p", -1, "--temperature", 1]
-    refused(run(tool, "--load", exported, *flags, *bad), trained / "none", "top_p")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        *(["--top-p", value] for value in ("-1", "0", "1.5", "nan")),
+        *(["--temperature", value] for value in ("-1", "nan", "inf")),
+        *([flag, "-1"] for flag in ("--top-k", "--seed", "--max-new-tokens", "--num-beams")),
+    ],
+    ids="=".join,
+)
+def test_numbers_of_generate_that_cannot_be(bad, capsys):
+    """Temperature -1 is not 0, top-p 1.5 not 1."""
+    assert run(load_tool("generate.py"), "--load", "x", "--prompt", "a", *bad) == 2
+    assert f"error: argument {bad[0]}: " in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_prompts_without_a_token_for_padding(exported, tmp_path, monkeypatch):
+    """Each is continued as if it were alone."""
+    prompts, options = ["The model", "A checkpoint of any layout"], {"do_sample": False}
+    alone = [generate.generate(exported, [p], max_new_tokens=8, **options)[0] for p in prompts]
+    shutil.copytree(exported, tmp_path / "hf")
+    config = tmp_path / "hf" / "tokenizer_config.json"
+    settings = json.loads(config.read_text())
+    assert settings.pop("pad_token") is not None
+    config.write_text(json.dumps(settings))
+    assert generate.generate(tmp_path / "hf", prompts, max_new_tokens=8, **options) == alone
+
+
+def test_a_prompt_beyond_the_positions(exported):
+    long = ["A checkpoint of any layout " * 40]
+    with pytest.raises(ConversionError, match="--prompt has .* tokens, but the model .* positions"):
+        generate.generate(exported, long, max_new_tokens=2)
 
 
 def test_training_goes_on_from_an_imported_checkpoint(exported, trained, starter, tmp_path):
