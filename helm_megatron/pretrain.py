@@ -31,7 +31,15 @@ from helm_megatron.checkpoint import compatibility, failures, files
 from helm_megatron.checkpoint.lock import lock
 from helm_megatron.checkpoint.plan import check_plan
 from helm_megatron.checkpoint.start import find_start
-from helm_megatron.checks import ArgumentError, check_args, megatrons_refusals
+from helm_megatron.checks import (
+    check_args,
+    check_paths,
+    check_save,
+    check_training,
+    check_values,
+    megatrons_refusals,
+    refuse_in_one_line,
+)
 from helm_megatron.data.training.batch import next_batch, train_valid_test_datasets
 from helm_megatron.data.training.fit import check_fit
 from helm_megatron.data.training.parts import check_parts
@@ -63,6 +71,7 @@ def add_args(
     parser.set_defaults(eval_interval=1000)
     parser.set_defaults(**cpu.defaults())
     parser.set_defaults(**from_checkpoint or {})
+    refuse_in_one_line(parser)
     if settled:
         parse = parser.parse_args
 
@@ -83,6 +92,7 @@ def checked_args() -> argparse.Namespace:
     try:
         with megatrons_refusals():
             args = parse_args(add_args)
+            check_values(args)
             start = find_start(args)
             state = loaded_state(start.folder)
             saved = state.get("args")
@@ -92,14 +102,17 @@ def checked_args() -> argparse.Namespace:
                 provider = partial(provider, from_checkpoint=defaults)
             else:
                 check_args(args)
+                check_training(args)
+            check_paths(args)
             args = parse_and_validate_args(provider)
             check_args(args)
+            check_training(args)
             if start.folder is not None and saved is not None:
                 compatibility.check_compatible(args, saved, start.folder)
                 check_plan(args, state, start.folder)
             check_fit(args, get_tokenizer())
             check_parts(args)
-            check_writable(args.save)
+            check_save(args)  # makes the folder: a start that is refused leaves none
             if args.save and os.environ.get("RANK", "0") == "0":
                 lock(Path(args.save))
     except files.CheckpointError as error:
@@ -148,18 +161,6 @@ def be_one_process_without_launcher() -> None:
     os.environ.update({name: str(value) for name, value in alone.items()})
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", str(port))
-
-
-def check_writable(folder: str | None) -> None:
-    """Refuse a --save folder that cannot be made or written, before it costs any training."""
-    if folder is None:
-        return
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ArgumentError(f"--save {folder}: cannot be made: {error.strerror}") from error
-    if not os.access(folder, os.W_OK):
-        raise ArgumentError(f"--save {folder}: cannot be written")
 
 
 def failed(reason: str, exit_code: int = 1, every_rank: bool = False) -> NoReturn:

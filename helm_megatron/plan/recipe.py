@@ -12,16 +12,17 @@ from typing import Any
 from megatron.training.arguments import validate_args
 
 from helm_megatron import command_line
-from helm_megatron.checks import check_args, megatrons_refusals
+from helm_megatron.checks import check_args, check_values, megatrons_refusals
 
 
 def parse(flags: Sequence[str]) -> Namespace:
     """The flags as `pretrain_helm.py` parses them; data and tokenizer are left out.
 
     Raises:
-        ArgumentError: a flag is unknown or its value is not valid.
+        ArgumentError: a flag is unknown, or its value cannot be.
     """
     args = command_line.parse(flags)
+    check_values(args)
     args.mock_data, args.data_path = True, None
     return args
 

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from megatron.training.arguments import parse_args, validate_args
 
-from helm_megatron.checks import ArgumentError, check_args, megatrons_refusals
+from helm_megatron.checks import ArgumentError, check_args, check_values, megatrons_refusals
 from helm_megatron.errors import HelmError
 from helm_megatron.pretrain import add_args
 from helm_megatron.process_groups import process_groups
@@ -78,6 +78,17 @@ def settings() -> tuple[Namespace, Namespace, Path | None]:
     """
     with megatrons_refusals():
         args = parse_args(add_verify_args)
+    return (*prepared(args), args.verify_directory)
+
+
+def prepared(args: Namespace) -> tuple[Namespace, Namespace]:
+    """The layout's and one process's flags, of those parsed.
+
+    Raises:
+        ArgumentError: the flags cannot work.
+    """
+    with megatrons_refusals():
+        check_values(args)
         args.mock_data, args.data_path = True, None  # batches are drawn; the run's may be elsewhere
         check_args(args)
         for name in ("use_megatron_fsdp", "use_torch_fsdp2", "use_checkpoint_args", "yaml_cfg"):
@@ -91,7 +102,7 @@ def settings() -> tuple[Namespace, Namespace, Path | None]:
             for each in (layout, reference):
                 validate_args(each)
                 check_args(each)
-    return layout, reference, args.verify_directory
+    return layout, reference
 
 
 def multiply_in_fp32() -> None:

@@ -29,6 +29,9 @@ SWITCHED_OFF = {
     "tensorboard_dir": None,
     "wandb_project": "",
     "rampup_batch_size": None,
+    "step_batch_size_schedule": None,
+    "eval_global_batch_size": None,
+    "eval_micro_batch_size": None,
 }
 ONE_PROCESS: dict[str, Any] = {
     "world_size": 1,
@@ -48,8 +51,38 @@ ONE_PROCESS: dict[str, Any] = {
     "overlap_p2p_comm_warmup_flush": False,
     "recompute_modules": None,
     "recompute_activations": False,
+    "distribute_saved_activations": False,
+    # These ask for several ranks, or for the distributed optimizer.
+    "hierarchical_context_parallel_sizes": None,
+    "cp_comm_type": ["p2p"],
+    "tensor_parallel_num_weight_shards": None,
+    "expert_tensor_parallel_num_weight_shards": None,
+    "defer_embedding_wgrad_compute": False,
+    "wgrad_deferral_limit": 0,
+    "overlap_moe_expert_parallel_comm": False,
+    "overlap_dispatch_backward_with_experts_wgrad": False,
+    "delay_wgrad_compute": False,
+    "ep_overlap_early_attn_memory_release": False,
+    "use_precision_aware_optimizer": False,
+    "optimizer_cpu_offload": False,
+    **dict.fromkeys(
+        ("main_grads_dtype", "main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype"), "fp32"
+    ),
+    "fp8_param_gather": False,
+    "reuse_grad_buf_for_mxfp8_param_ag": False,
 }
-LOW_PRECISION = {"bf16": False, "fp16": False, "fp8": None, "fp4": None}
+# And what goes with them.
+LOW_PRECISION: dict[str, Any] = {
+    "bf16": False,
+    "fp16": False,
+    "fp8": None,
+    "fp4": None,
+    "fp8_param_gather": False,
+    "fp4_param_gather": False,
+    "first_last_layers_bf16": False,
+    "reuse_grad_buf_for_mxfp8_param_ag": False,
+    "cross_entropy_loss_fusion": False,  # its gradient is bf16
+}
 
 
 def prepare(args: Namespace, full_size: bool, low_precision: bool) -> Namespace:

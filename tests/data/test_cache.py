@@ -49,13 +49,10 @@ def test_refusals_in_one_line(run_tool, blend, tmp_path):
     cache = ["--data-cache-path", tmp_path / "cache", "--train-iters", 3]
     (tmp_path / "file").touch()
     unfit = ["--data-cache-path", tmp_path / "file" / "a"]
-    for flags, message in [
-        ([*small, *blend, *cache], "--global-batch-size is missing"),
-        (
-            [*BASE, *blend, *cache, *unfit],
-            "cannot be written",
-        ),
+    for flags, message, code in [
+        ([*small, *blend, *cache], "--global-batch-size is missing", 2),
+        ([*BASE, *blend, *cache, *unfit], "cannot be written", 1),
     ]:
         done = run_tool("build_data_cache.py", *flags)
-        assert done.returncode == 1
+        assert done.returncode == code
         assert message in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr

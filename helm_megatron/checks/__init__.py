@@ -3,57 +3,53 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.util
 import math
-import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 
 from helm_megatron import fast_paths
+from helm_megatron.checks import foreign, numbers, schedule, unsupported
+from helm_megatron.checks.paths import check_paths, check_save
+from helm_megatron.checks.refusals import (
+    ArgumentError,
+    Rules,
+    flag_of,
+    megatrons_refusals,
+    refuse_in_one_line,
+)
 from helm_megatron.config import CURVATURES
 from helm_megatron.data.errors import DataError
 from helm_megatron.data.split import parse_split
 from helm_megatron.data.training.blend import prefixes_of
-from helm_megatron.errors import HelmError
 
-# Flags of Megatron's that would be ignored or fail late: attribute, its harmless value, and why.
-_UNSUPPORTED = {
-    "squared_relu": (False, "HELM's activation is --swiglu"),
-    "quick_geglu": (False, "HELM's activation is --swiglu"),
-    "activation_func_clamp_value": (None, "HELM's activation is not clamped"),
-    "add_qkv_bias": (False, "Lorentz linears bring their own bias"),
-    "mtp_num_layers": (None, "HELM has no multi-token prediction"),
-    "use_megatron_fsdp": (False, "HELM has --use-distributed-optimizer only"),
-    "use_torch_fsdp2": (False, "HELM has --use-distributed-optimizer only"),
-    "window_size": (None, "HELM's attention has no window"),
-    "heterogeneous_layers_config_path": (None, "HELM's layers are all of one width"),
-    "softmax_type": ("vanilla", "HELM's attention has the plain softmax"),
-    "attention_output_gate": (False, "HELM's heads have no gate"),
-    "apply_query_key_layer_scaling": (False, "the attention temperature is learned"),
-    "fp32_residual_connection": (False, "the residual computes in fp32 by itself"),
-    "moe_shared_expert_overlap": (False, "not with HELM's combination of experts"),
-    "moe_shared_expert_gate": (False, "the shared expert's weight is 1"),
-    "moe_latent_size": (None, "not with HELM's experts"),
-    "moe_apply_probs_on_input": (False, "experts are weighed when they are combined"),
-    "sft": (False, "pretrain_helm.py pretrains only"),
-    "fim_data": (False, "pretrain_helm.py has no fill-in-the-middle data"),
-    "check_for_spiky_loss": (False, "pretrain_helm.py looks for NaN and Inf only"),
-}
+__all__ = [
+    "ArgumentError",
+    "check_args",
+    "check_paths",
+    "check_save",
+    "check_training",
+    "check_values",
+    "megatrons_refusals",
+    "refuse_in_one_line",
+]
 
 
-class ArgumentError(HelmError):
-    """Flags that cannot work together; the message is one line that names the flag."""
+def check_values(args: argparse.Namespace) -> None:
+    """Refuse flags that cannot be, each by itself, as they were parsed.
+
+    Raises:
+        ArgumentError: for the first problem found.
+    """
+    _raise_first(args, (numbers.rules, foreign.rules))
 
 
-@contextlib.contextmanager
-def megatrons_refusals() -> Iterator[None]:
-    """What Megatron asserts about flags, raised as an ArgumentError."""
-    try:
-        yield
-    except (AssertionError, ValueError) as error:
-        # Some of Megatron's assertions have no message; their source line says what failed.
-        reason = str(error) or traceback.extract_tb(error.__traceback__)[-1].line
-        raise ArgumentError(reason) from error
+def check_training(args: argparse.Namespace) -> None:
+    """Refuse flags that lack what every training needs.
+
+    Raises:
+        ArgumentError: for the first problem found.
+    """
+    _raise_first(args, (schedule.training_rules,))
 
 
 def check_args(args: argparse.Namespace) -> None:
@@ -65,9 +61,9 @@ def check_args(args: argparse.Namespace) -> None:
     for flag in ("hidden_size", "num_attention_heads", "num_layers"):
         value = getattr(args, flag)
         if value is None or value < 1:
-            raise ArgumentError(f"{_name(flag)} is missing or not positive")
-    for rules in (
-        _unsupported_rules,
+            raise ArgumentError(f"{flag_of(flag)} is missing or not positive")
+    rules = (
+        unsupported.rules,
         _geometry_rules,
         _layer_rules,
         _attention_rules,
@@ -76,27 +72,21 @@ def check_args(args: argparse.Namespace) -> None:
         _optimizer_rules,
         _layout_rules,
         fast_paths.refusals,
+        schedule.rules,
         _document_rules,
         _data_rules,
-    ):
-        for broken, message in rules(args):
+        unsupported.process_rules,
+    )
+    _raise_first(args, rules)
+
+
+def _raise_first(
+    args: argparse.Namespace, rules: Iterable[Callable[[argparse.Namespace], Rules]]
+) -> None:
+    for each in rules:
+        for broken, message in each(args):
             if broken:
                 raise ArgumentError(message)
-
-
-Rules = Iterator[tuple[bool, str]]
-
-
-def _name(attribute: str) -> str:
-    return f"--{attribute.replace('_', '-')}"
-
-
-def _unsupported_rules(args: argparse.Namespace) -> Rules:
-    for attribute, (harmless, why) in _UNSUPPORTED.items():
-        value = getattr(args, attribute, harmless)
-        yield value != harmless, f"{_name(attribute)}: {why}; drop the flag"
-    local = args.transformer_impl == "local"
-    yield local and bool(args.fp8), "--fp8-format: needs --transformer-impl transformer_engine"
 
 
 def _geometry_rules(args: argparse.Namespace) -> Rules:
@@ -105,7 +95,7 @@ def _geometry_rules(args: argparse.Namespace) -> Rules:
         value = getattr(args, flag)
         yield (
             value is not None and not low <= value <= high,
-            f"{_name(flag)} {value}: must be from {low:g} to {high:g}",
+            f"{flag_of(flag)} {value}: must be from {low:g} to {high:g}",
         )
     scale = args.residual_scale
     yield (
@@ -114,7 +104,7 @@ def _geometry_rules(args: argparse.Namespace) -> Rules:
     )
     for flag in ("mice_curvature_init", "layer_curvature"):
         values = getattr(args, flag) or []
-        shown = f"{_name(flag)} {' '.join(map(str, values))}"
+        shown = f"{flag_of(flag)} {' '.join(map(str, values))}"
         yield len(values) > 2, f"{shown}: takes one value, or first and last"
         yield (
             not all(low <= value <= high for value in values),
@@ -257,7 +247,7 @@ _NOT_WITH_POINTS = {
 def _optimizer_rules(args: argparse.Namespace) -> Rules:
     for flag in ("embedding_lr_mult", "curvature_lr_mult"):
         factor = getattr(args, flag)
-        yield not (0 <= factor < math.inf), f"{_name(flag)} {factor}: must be 0 or more"
+        yield not (0 <= factor < math.inf), f"{flag_of(flag)} {factor}: must be 0 or more"
     lorentz = args.geometry == args.helm_embedding == "lorentz"
     if not lorentz or args.embedding_optimizer != "riemannian":
         return
@@ -274,7 +264,7 @@ def _optimizer_rules(args: argparse.Namespace) -> Rules:
     for flag, harmless in _NOT_WITH_POINTS.items():
         yield (
             getattr(args, flag, harmless) != harmless,
-            f"{_name(flag)}: not with Riemannian Adam; drop it, {instead}",
+            f"{flag_of(flag)}: not with Riemannian Adam; drop it, {instead}",
         )
     yield (
         args.decoupled_lr is not None and args.embedding_lr_mult != 1,
@@ -325,7 +315,7 @@ def _layout_rules(args: argparse.Namespace) -> Rules:
         "extra `te`, or pass --transformer-impl local",
     )
     for flag in ("tensor_model_parallel_size", "expert_model_parallel_size"):
-        yield getattr(args, flag) < 1, f"{_name(flag)} {getattr(args, flag)}: must be positive"
+        yield getattr(args, flag) < 1, f"{flag_of(flag)} {getattr(args, flag)}: must be positive"
     tp = args.tensor_model_parallel_size
     size = f"--tensor-model-parallel-size {tp}"
     heads = args.num_attention_heads
