@@ -29,6 +29,8 @@ from transformers import (
     default_data_collator,
 )
 
+from helm_megatron.conversion.folder_code import foreign_code
+
 
 @dataclass
 class Data:
@@ -38,6 +40,10 @@ class Data:
     text: Path = field(metadata={"help": ".jsonl or .jsonl.gz with a `text` a line, or plain text"})
     sequence_length: int | None = field(
         default=None, metadata={"help": "tokens of a sample (default: the model's longest)"}
+    )
+    trust_remote_code: bool = field(
+        default=False,
+        metadata={"help": "run the folder's code, though helm_megatron did not write it"},
     )
 
 
@@ -91,6 +97,12 @@ def main() -> None:
     for path in (data.model, data.text):
         if not path.exists():
             sys.exit(f"error: {path}: no such file or folder")
+    stranger = foreign_code(data.model)
+    if stranger is not None and not data.trust_remote_code:
+        sys.exit(
+            f"error: {data.model} has code that helm_megatron did not export ({stranger}); "
+            "read it, then pass --trust_remote_code to run it"
+        )
     tokenizer = AutoTokenizer.from_pretrained(data.model, trust_remote_code=True)
     # With --bf16 DeepSpeed casts the parameters itself, and keeps copies in fp32.
     model = AutoModelForCausalLM.from_pretrained(

@@ -18,7 +18,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from helm_megatron.analysis import SAMPLES
 from helm_megatron.commands.options import positive, seed
@@ -86,16 +86,15 @@ def analyze(
 ) -> tuple[dict[str, str], dict[str, Path]]:
     """Numbers, and pictures in the folder `out`, of the model in a Hugging Face folder."""
     import torch
-    from transformers import AutoTokenizer
 
     from helm_megatron.analysis import activations, figures, tokens
     from helm_megatron.analysis.words import points_of, read_words
+    from helm_megatron.conversion.hf_folder import load_model, load_tokenizer
     from helm_megatron.conversion.text import SAMPLE
     from helm_megatron.data.entropy import token_counts
-    from helm_megatron.hf.modeling_helm import HelmForCausalLM
 
-    model = HelmForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder, config=model.config)
+    model = load_model(folder, torch.float32)
+    tokenizer: Any = load_tokenizer(folder)
     table, c = embeddings(model)
     radius = tokens.radii(table, c)
     numbers = {

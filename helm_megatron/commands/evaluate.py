@@ -73,6 +73,11 @@ def parse_args() -> argparse.Namespace:
         action="store_true",
         help="put the scores into the model card (README.md) of an exported folder",
     )
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run the model's code that is in the folder --load (default: helm_megatron's own)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace existing scores")
     return parser.parse_args()
 
@@ -114,6 +119,8 @@ def write(
 
 def evaluate(args: argparse.Namespace) -> str:
     """Run lm-eval on the model and return the table of scores."""
+    if args.trust_remote_code and not (args.load / "config.json").is_file():
+        raise EvaluationError(f"--trust-remote-code: {args.load} is no Hugging Face folder")
     if (args.unigram_data is None) != (args.split is None):
         raise EvaluationError("--unigram-data and --split come together, as for training")
     if args.update_card and not (args.load / "README.md").is_file():
@@ -131,6 +138,7 @@ def evaluate(args: argparse.Namespace) -> str:
         num_fewshot=args.num_fewshot,
         log_samples=args.log_samples,
         as_released=scored_as_released(names),
+        trust_remote_code=args.trust_remote_code,
     )
     flags = []
     for flag, value in (
@@ -138,11 +146,13 @@ def evaluate(args: argparse.Namespace) -> str:
         ("--tokenizer-model", args.tokenizer_model),
     ):
         flags += [] if value is None else [flag, str(value)]
+    if args.trust_remote_code:
+        print(f"running the model's code that is in {args.load}", file=sys.stderr, flush=True)
     try:
         args.output_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as temporary:
             counts = count_tokens(args, Path(temporary))
-            with hf_folder(args.load, args.output_dir, flags) as folder:
+            with hf_folder(args.load, args.output_dir, flags, args.trust_remote_code) as folder:
                 unigram = None
                 if counts is not None:  # the first to run: it takes seconds and may be refused
                     unigram = run(folder, options, args.output_dir / "unigram.log", counts)

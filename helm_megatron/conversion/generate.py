@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
 from helm_megatron.conversion.exported import exported
-from helm_megatron.conversion.hf_folder import is_helm, read_config
+from helm_megatron.conversion.hf_folder import is_helm, load_model, load_tokenizer
 from helm_megatron.conversion.to_hf import ConversionError
-from helm_megatron.hf.modeling_helm import HelmForCausalLM
 
 
 @contextlib.contextmanager
@@ -48,15 +46,11 @@ def generate(
     """The continuation of each prompt; `options` are those of transformers' `generate`.
 
     Raises:
-        ConversionError: the folder has no tokenizer, a prompt has no tokens or more than the model
-            has positions, or transformers refuses the options.
+        ConversionError, TensorFileError: the folder has no tokenizer or a damaged model, a prompt
+            has no tokens or more than the model has positions, or transformers refuses the options.
     """
-    if not (folder / "tokenizer_config.json").is_file():
-        raise ConversionError("the model has no tokenizer: it was trained on numbers")
-    # With the config it need not look for the class of an unknown kind of model.
-    config = read_config(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
-    model = HelmForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
+    tokenizer: Any = load_tokenizer(folder)
+    model: Any = load_model(folder, dtype).to(device)
     # Without a token for padding each prompt is a batch of its own.
     together = [list(prompts)] if tokenizer.pad_token_id is not None else [[p] for p in prompts]
     batches = [_batch(tokenizer, each, model.config, device) for each in together]
@@ -76,9 +70,7 @@ def _batch(tokenizer: Any, prompts: list[str], config: Any, device: str) -> Any:
     return batch.to(device)
 
 
-def _continuations(
-    model: HelmForCausalLM, tokenizer: Any, batch: Any, options: dict[str, Any]
-) -> list[str]:
+def _continuations(model: Any, tokenizer: Any, batch: Any, options: dict[str, Any]) -> list[str]:
     try:
         with torch.no_grad():
             tokens = model.generate(**batch, **options)

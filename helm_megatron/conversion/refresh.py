@@ -8,10 +8,10 @@ import shutil
 from pathlib import Path
 
 from helm_megatron.conversion import to_hf
-from helm_megatron.conversion.hf_folder import read_config, read_fields
+from helm_megatron.conversion.folder_code import AUTO_MAP, code_files
+from helm_megatron.conversion.hf_folder import check_tensors, read_config, read_fields
 from helm_megatron.conversion.tensor_files import TensorFiles
 from helm_megatron.conversion.to_hf import ConversionError
-from helm_megatron.conversion.to_megatron import check_tensors
 from helm_megatron.data.output import own_folder
 from helm_megatron.hf.configuration_helm import CODE_VERSION
 
@@ -46,15 +46,15 @@ def _replace_code(folder: Path) -> None:
     So a folder whose config.json has the new version has all of the new code.
     """
     fields = read_fields(folder)
-    fields["auto_map"] = (fields.get("auto_map") or {}) | to_hf.AUTO_MAP
+    fields["auto_map"] = (fields.get("auto_map") or {}) | AUTO_MAP
     fields["code_version"] = CODE_VERSION
     try:
         with own_folder(folder, ".code-") as staging:
-            for path in to_hf.code_files():
+            for path in code_files():
                 shutil.copy(path, staging)
             text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
             (staging / "config.json").write_text(text)
-            for name in [*(path.name for path in to_hf.code_files()), "config.json"]:
+            for name in [*(path.name for path in code_files()), "config.json"]:
                 os.replace(staging / name, folder / name)
     except OSError as error:
         raise ConversionError(f"{folder} cannot be written: {error.strerror}") from error

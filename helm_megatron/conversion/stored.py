@@ -8,6 +8,7 @@ the largest parameter.
 from __future__ import annotations
 
 import io
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,8 @@ class StoredParameters:
             return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
         except Exception as error:  # damaged data raises anything
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if isinstance(error, pickle.UnpicklingError):  # torch advises to load it all the same
+                reason = "it is damaged, or no tensor"
             shard = self.folder / info.relative_path
             raise CheckpointError(f"{shard}: {key} cannot be read: {reason}") from error
 

@@ -15,10 +15,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from tqdm import tqdm
 from transformers import GenerationConfig
 
-from helm_megatron import hf
 from helm_megatron.conversion import hf_names, tensor_files
 from helm_megatron.conversion.card import write_card
 from helm_megatron.conversion.defaults import MAX_SHARD_BYTES
+from helm_megatron.conversion.folder_code import AUTO_MAP, code_files
 from helm_megatron.conversion.source_model import SourceModel
 from helm_megatron.conversion.table import Rule
 from helm_megatron.conversion.text import Text
@@ -29,14 +29,6 @@ from helm_megatron.hf.modeling_helm import HelmForCausalLM
 
 # Largest difference of the logits in units of the largest logit, both models in fp32.
 TOLERANCE = 1e-5
-
-# The files of the model's code that travel with a checkpoint.
-CODE = ("configuration_helm", "modeling_helm", "attention_helm", "experts_helm", "lorentz_helm")
-# Where transformers finds the classes in them.
-AUTO_MAP = {
-    "AutoConfig": "configuration_helm.HelmConfig",
-    "AutoModelForCausalLM": "modeling_helm.HelmForCausalLM",
-}
 
 
 class ConversionError(HelmError):
@@ -182,11 +174,6 @@ def write_config(config: HelmConfig, folder: Path) -> None:
     generation.save_pretrained(folder)
     for path in code_files():
         shutil.copy(path, folder)
-
-
-def code_files() -> list[Path]:
-    """The files of the model's code, which import nothing but each other and transformers."""
-    return [Path(hf.__file__).with_name(f"{name}.py") for name in CODE]
 
 
 def hf_logits(folder: Path, tokens: Tensor) -> Tensor:

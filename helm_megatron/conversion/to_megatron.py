@@ -21,10 +21,9 @@ from transformers import AutoModelForCausalLM
 from helm_megatron.conversion import flags, hf_names, in_megatron, settings, to_hf, write
 from helm_megatron.conversion import warm_start as llama
 from helm_megatron.conversion.defaults import WARM_START_SCALE
-from helm_megatron.conversion.hf_folder import read_config
+from helm_megatron.conversion.hf_folder import check_tensors, read_config
 from helm_megatron.conversion.source_model import SourceModel, Tensors
 from helm_megatron.conversion.tensor_files import TensorFiles
-from helm_megatron.conversion.to_hf import ConversionError
 from helm_megatron.hf.configuration_helm import HelmConfig
 from helm_megatron.process_groups import one_process
 
@@ -91,7 +90,9 @@ def warm_start(
         if verify:
             tokens = to_hf.text_of_folder(load).sample(config)
             ours = megatron_logits(staging, args, tokens, config.vocab_size)
-            model = AutoModelForCausalLM.from_pretrained(load, dtype=torch.float32)
+            model = AutoModelForCausalLM.from_pretrained(
+                load, dtype=torch.float32, trust_remote_code=False
+            )
             with torch.no_grad():
                 theirs = model(tokens).logits
             off = (ours - theirs).abs().max() / theirs.abs().max()
@@ -114,23 +115,6 @@ def _fused(config: HelmConfig, tensors: Tensors, name: str) -> Callable[[str], T
         return whole
 
     return read
-
-
-def check_tensors(config: HelmConfig, tensors: Tensors, name: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the config's tensors, which are those of a Hugging Face folder.
-
-    Raises:
-        ConversionError: naming the first that is not.
-    """
-    expected = to_hf.shapes_of(config)
-    to_hf.check_names(name, tensors.names(), list(expected))
-    for tensor, shape in expected.items():
-        if tuple(tensors.shape(tensor)) != shape:
-            raise ConversionError(
-                f"{name}: {tensor} has the shape {tuple(tensors.shape(tensor))}, config.json says "
-                f"{shape}"
-            )
-    return expected
 
 
 def write_checkpoint(

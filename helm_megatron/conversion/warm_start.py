@@ -127,9 +127,10 @@ def helm_d(folder: Path, scale: float = WARM_START_SCALE) -> tuple[HelmConfig, L
     if not 0 < scale <= 1:
         raise ConversionError(f"--warm-start-scale {scale}: must be above 0 and at most 1")
     try:
-        theirs = AutoConfig.from_pretrained(folder)
+        theirs = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise ConversionError(f"{folder}/config.json cannot be read: {error}") from error
+        reason = str(error).splitlines()[0]
+        raise ConversionError(f"{folder}/config.json cannot be read: {reason}") from error
     for name, harmless in _UNSUPPORTED.items():
         value = getattr(theirs, name, harmless[0])
         if value not in harmless:

@@ -11,13 +11,13 @@ from typing import Any
 from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import register_model
-from lm_eval.models.huggingface import HFLM
 
 from helm_megatron.evaluation.errors import EvaluationError
+from helm_megatron.evaluation.own_model import OwnModel
 
 
 @register_model("helm-as-released")
-class AsReleased(HFLM):
+class AsReleased(OwnModel):
     """A Hugging Face model under the released rule, for tasks that choose among answers."""
 
     def loglikelihood(

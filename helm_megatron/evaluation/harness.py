@@ -29,6 +29,7 @@ class Options:
         limit: evaluate the first so many questions of every task.
         num_fewshot: for all tasks, whatever their own number.
         as_released: score as the authors' released evaluation does (`as_released.AsReleased`).
+        trust_remote_code: run the code that is in the folder, by stock lm-eval, not this project's.
     """
 
     tasks: list[str]
@@ -39,6 +40,7 @@ class Options:
     num_fewshot: int | None = None
     log_samples: bool = False
     as_released: bool = False
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,11 @@ def command(model: Path, options: Options, output: Path, unigram: Path | None = 
     takes the folder's tokenizer.
     """
     # As JSON, which takes any path; key=value,... would split one with a comma.
-    model_args = {"pretrained": str(model), "trust_remote_code": True, "dtype": options.dtype}
-    words = ["lm_eval", "run", "--model", "hf"]
+    model_args: dict[str, Any] = {"pretrained": str(model), "dtype": options.dtype}
+    words = ["helm_megatron.evaluation.own_model", "run", "--model", "helm"]
+    if options.trust_remote_code:
+        model_args["trust_remote_code"] = True
+        words = ["lm_eval", "run", "--model", "hf"]
     if options.as_released:
         words = ["helm_megatron.evaluation.as_released", "run", "--model", "helm-as-released"]
     if unigram is not None:

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from helm_megatron.conversion.exported import exported
+from helm_megatron.conversion.folder_code import foreign_code
 from helm_megatron.evaluation.errors import EvaluationError
 
 
 @contextmanager
-def hf_folder(load: Path, workplace: Path, flags: Sequence[str] = ()) -> Iterator[Path]:
+def hf_folder(
+    load: Path, workplace: Path, flags: Sequence[str] = (), trust_remote_code: bool = False
+) -> Iterator[Path]:
     """Yield a Hugging Face folder of the model at `load`.
 
     A Megatron checkpoint is converted into a temporary folder of `workplace`, and the result's
@@ -21,15 +24,17 @@ def hf_folder(load: Path, workplace: Path, flags: Sequence[str] = ()) -> Iterato
     Args:
         load: a Hugging Face folder, or a checkpoint of pretrain_helm.py.
         flags: more of the converter's flags.
+        trust_remote_code: the code in a Hugging Face folder will be run.
 
     Raises:
-        EvaluationError: there is no model, or none with a tokenizer of its own.
+        EvaluationError: there is no model, or none with a tokenizer of its own, or one that needs
+            code which is not trusted.
         ExportError: it cannot be converted.
     """
     if (load / "config.json").is_file():
         if flags:
             raise EvaluationError(f"{flags[0]} is for Megatron checkpoints; {load} is none")
-        check_code(load)
+        check_code(load) if trust_remote_code else check_trust(load)
         check_tokenizer(load)
         yield load
         return
@@ -39,6 +44,31 @@ def hf_folder(load: Path, workplace: Path, flags: Sequence[str] = ()) -> Iterato
     with exported(load, flags, workplace) as folder:
         check_tokenizer(folder)
         yield folder
+
+
+def check_trust(folder: Path) -> None:
+    """Refuse a model that needs code of its folder; say where a HELM model's own is not run.
+
+    Raises:
+        EvaluationError: the model is not HELM's, and brings code.
+    """
+    is_helm = read_json(folder / "config.json").get("model_type") == "helm"
+    try:
+        stranger = foreign_code(folder)
+    except (OSError, ValueError) as error:
+        raise EvaluationError(f"{folder}: {error}") from error
+    if stranger is None:
+        return
+    if not is_helm:
+        raise EvaluationError(
+            f"{folder} brings code of its own, which nobody here has read ({stranger}); read it, "
+            "then pass --trust-remote-code to run it"
+        )
+    print(
+        f"{folder} has code that this project did not export ({stranger}): it is not run, the "
+        "project's own model is used",
+        file=sys.stderr,
+    )
 
 
 def check_code(folder: Path) -> None:
@@ -92,7 +122,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise EvaluationError(f"{path}: cannot be read: {error}") from error
     if not isinstance(value, dict):
         raise EvaluationError(f"{path}: not a JSON object")

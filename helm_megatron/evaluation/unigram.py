@@ -14,8 +14,8 @@ from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
-from transformers import AutoTokenizer
 
+from helm_megatron.conversion.hf_folder import load_tokenizer
 from helm_megatron.data.sidecar import fingerprint
 from helm_megatron.evaluation.errors import EvaluationError
 
@@ -36,7 +36,7 @@ class Unigram(TemplateLM):
 
     def __init__(self, tokenizer: str, counts: str) -> None:
         super().__init__()
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=True)
+        self.tokenizer: Any = load_tokenizer(Path(tokenizer))
         data = json.loads(Path(counts).read_text(encoding="utf-8"))
         _check_tokenizer(self.tokenizer, tokenizer, data)
         found = np.array(data["counts"], np.int64)

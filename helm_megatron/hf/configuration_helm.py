@@ -1,6 +1,7 @@
 """Configuration of HELM models: HELM-D, HELM-MiCE, and their Euclidean twins."""
 
 import difflib
+import math
 
 from transformers import PreTrainedConfig
 
@@ -9,6 +10,55 @@ from transformers import PreTrainedConfig
 #   1: transformers < 5.24 (config.json has no code_version)
 #   2: the cache under both its names, unknown keywords refused
 CODE_VERSION = 2
+
+_CHOICES = {
+    "geometry": ("lorentz", "euclidean"),
+    "embedding": ("euclidean", "lorentz"),
+    "scoring_func": ("softmax", "sigmoid"),
+    "mice_routing": ("megatron", "reference"),
+    "mice_combine": ("centroid", "reference"),
+}
+# Whole numbers from 1 to these: what is larger is a damaged file, and would take all memory.
+_COUNTS = {
+    "vocab_size": 2**31,
+    "hidden_size": 2**24,
+    "intermediate_size": 2**24,
+    "num_hidden_layers": 10_000,
+    "num_attention_heads": 2**16,
+    "num_key_value_heads": 2**16,
+    "head_dim": 2**16,
+    "max_position_embeddings": 2**40,
+    "num_experts_per_tok": 2**16,
+    "q_lora_rank": 2**24,
+    "kv_lora_rank": 2**24,
+    "qk_nope_head_dim": 2**16,
+    "qk_rope_head_dim": 2**16,
+    "v_head_dim": 2**16,
+    "n_routed_experts": 2**16,
+    "moe_intermediate_size": 2**24,
+    "shared_expert_intermediate_size": 2**24,
+    "n_group": 2**16,
+    "topk_group": 2**16,
+}
+_POSITIVE = (
+    "curvature",
+    "embedding_curvature",
+    "output_curvature",
+    "residual_scale",
+    "softmax_scale",
+    "routed_scaling_factor",
+)
+_NOT_NEGATIVE = ("rms_norm_eps", "initializer_range")
+_SWITCHES = (
+    "qk_norm",
+    "rope_interleaved",
+    "tie_word_embeddings",
+    "linear_bias",
+    "learn_residual_scale",
+    "softmax_before_choice",
+    "router_bias",
+)
+_LATENT = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 
 
 class HelmConfig(PreTrainedConfig):
@@ -98,6 +148,7 @@ class HelmConfig(PreTrainedConfig):
         for key in kwargs:
             if near := difflib.get_close_matches(key, HelmConfig.__annotations__, 1, cutoff=0.85):
                 raise TypeError(f"HelmConfig has no {key}: is {near[0]} meant?")
+        self._check_numbers()
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.kv_lora_rank is not None:
@@ -106,7 +157,67 @@ class HelmConfig(PreTrainedConfig):
             self.head_dim = self.hidden_size // self.num_attention_heads
         if self.moe_layers is None:
             self.moe_layers = [int(self.n_routed_experts is not None)] * self.num_hidden_layers
+        self._check_layers()
         super().__post_init__(**kwargs)
+
+    def _check_numbers(self):
+        """Refuse values that no model has, with a ValueError that names the setting."""
+        for name, choices in _CHOICES.items():
+            self._check(name, f"one of {', '.join(choices)}", choices.__contains__)
+        for name, largest in _COUNTS.items():
+            expected = f"a whole number from 1 to {largest:,}"
+            self._check(name, expected, lambda n, top=largest: type(n) is int and 1 <= n <= top)
+        for name in _POSITIVE:
+            self._check(name, "a finite number above 0", lambda x: _is_number(x) and x > 0)
+        for name in _NOT_NEGATIVE:
+            self._check(name, "a finite number from 0 on", lambda x: _is_number(x) and x >= 0)
+        for name in _SWITCHES:
+            self._check(name, "true or false", lambda value: type(value) is bool)
+
+    def _check(self, name, expected, holds):
+        value = getattr(self, name)
+        if not (holds(value) or value is None and getattr(HelmConfig, name) is None):
+            raise ValueError(f"{name} is {value!r}; it must be {expected}")
+
+    def _check_layers(self):
+        """Refuse settings that contradict each other, with a ValueError that names them."""
+
+        def refuse(what):
+            raise ValueError(what)
+
+        layers = self.num_hidden_layers
+        for name, expected, holds in (
+            ("layer_curvatures", "numbers above 0", lambda c: _is_number(c) and c > 0),
+            ("moe_layers", "0s and 1s", lambda value: value in (0, 1)),
+        ):
+            values = getattr(self, name)
+            if values is None:
+                continue
+            if not isinstance(values, list) or len(values) != layers or not all(map(holds, values)):
+                refuse(f"{name} must be a list of {layers} {expected}, one a layer")
+        if self.num_attention_heads % self.num_key_value_heads:
+            refuse("num_attention_heads must be a multiple of num_key_value_heads")
+        if self.kv_lora_rank is not None:
+            missing = [name for name in _LATENT if getattr(self, name) is None]
+            if missing:
+                refuse(f"kv_lora_rank needs {missing[0]}")
+        if any(self.moe_layers):
+            self._check_experts(refuse)
+
+    def _check_experts(self, refuse):
+        experts = self.n_routed_experts
+        if experts is None or self.moe_intermediate_size is None:
+            refuse("moe_layers needs n_routed_experts and moe_intermediate_size")
+        if self.num_experts_per_tok > experts:
+            refuse(f"num_experts_per_tok {self.num_experts_per_tok} of {experts} experts")
+        if self.topk_group is not None:
+            groups = self.n_group
+            if groups is None or experts % groups or self.topk_group > groups:
+                refuse(f"topk_group {self.topk_group} of n_group {groups} of {experts} experts")
+
+
+def _is_number(value):
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 __all__ = ["HelmConfig"]

@@ -48,7 +48,12 @@ def answered(clean, one_process):
     hf, output, log = clean.folder / "hf", clean.folder / "output", clean.folder / "log"
     source = exported(hf)
     options = harness.Options(
-        ["helm_offline"], dtype="float32", limit=QUESTIONS, device="cpu", log_samples=True
+        ["helm_offline"],
+        dtype="float32",
+        limit=QUESTIONS,
+        device="cpu",
+        log_samples=True,
+        trust_remote_code=True,
     )
     words = harness.command(hf, options, output)
     tasks = shutil.copytree(TASKS, clean.folder / "tasks")

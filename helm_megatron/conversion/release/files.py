@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,6 +27,11 @@ def read_release(path: Path) -> dict[str, Tensor]:
         data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file") from error
+    except pickle.UnpicklingError as error:  # torch's own words advise to run what is in the file
+        raise CheckpointError(
+            f"{path} cannot be read as a released checkpoint: it is damaged, or holds more than "
+            "tensors and plain values, which is never loaded: it could run code"
+        ) from error
     except Exception as error:  # unpickling foreign data raises anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
