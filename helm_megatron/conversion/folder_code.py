@@ -15,8 +15,8 @@ CODE = (
     "modeling_helm",
     "attention_helm",
     "experts_helm",
+    "tokenization_helm",
     "lorentz_helm",
-    # "tokenization_helm",
 )
 # Where transformers finds the classes in them.
 AUTO_MAP = {
@@ -72,7 +72,7 @@ def foreign_code(folder: Path) -> str | None:
     named = {
         str(reference)
         for name in ("config.json", "tokenizer_config.json")
-        for reference in _references(folder / name)
+        for reference in references(folder / name)
     }
     own = {*AUTO_MAP.values(), TOKENIZER_MAP["AutoTokenizer"][0]}
     if stranger := sorted(named - own):
@@ -84,7 +84,7 @@ def foreign_code(folder: Path) -> str | None:
     return str(changed[0]) if changed else None
 
 
-def _references(path: Path) -> list[Any]:
+def references(path: Path) -> list[Any]:
     """The classes that a JSON file's `auto_map` names."""
     if not path.is_file():
         return []

@@ -7,20 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from helm_megatron.conversion import to_hf
+from helm_megatron.conversion.folder_code import TOKENIZER_MAP, references
+from helm_megatron.conversion.own_classes import use_own_classes
 from helm_megatron.conversion.source_model import Tensors
 from helm_megatron.conversion.tensor_files import TensorFiles
 from helm_megatron.conversion.to_hf import ConversionError
 from helm_megatron.hf.configuration_helm import HelmConfig
-from helm_megatron.hf.modeling_helm import HelmForCausalLM, HelmModel
+from helm_megatron.hf.modeling_helm import HelmForCausalLM
 
 
 def is_helm(folder: Path) -> bool:
@@ -68,7 +64,7 @@ def check_tensors(config: HelmConfig, tensors: Tensors, name: str) -> dict[str, 
         ConversionError: naming the first that is not.
     """
     names = tensors.names()
-    experts = sum(config.moe_layers) * (config.n_routed_experts or 0)
+    experts = sum(config.moe_layers or []) * (config.n_routed_experts or 0)
     if config.num_hidden_layers + experts > len(names):  # before so many are made
         raise ConversionError(
             f"{name} has {len(names)} tensors, too few for the {config.num_hidden_layers} layers "
@@ -121,14 +117,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise ConversionError(f"{folder} has no tokenizer: the model was trained on numbers")
     use_own_classes()
     try:
+        named = references(folder / "tokenizer_config.json")
+        if strangers := [name for name in named if name not in TOKENIZER_MAP["AutoTokenizer"]]:
+            raise ValueError(f"it needs code of its own ({strangers[0]})")
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # tokenizers raises bare exceptions of a damaged file
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ConversionError(f"{folder}: the tokenizer cannot be loaded: {reason}") from error
-
-
-def use_own_classes() -> None:
-    """Let transformers' Auto classes take this project's code for HELM models."""
-    AutoConfig.register(HelmConfig.model_type, HelmConfig, exist_ok=True)
-    AutoModel.register(HelmConfig, HelmModel, exist_ok=True)
-    AutoModelForCausalLM.register(HelmConfig, HelmForCausalLM, exist_ok=True)

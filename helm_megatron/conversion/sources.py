@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from megatron.core import dist_checkpointing
 from megatron.training.checkpointing import get_checkpoint_name, get_checkpoint_tracker_filename
+from megatron.training.vocab_utils import calculate_padded_vocab_size
 
 from helm_megatron.builder import HelmModelConfig, model_config
 from helm_megatron.checkpoint import compatibility
@@ -23,7 +24,7 @@ from helm_megatron.conversion.release.names import to_release
 from helm_megatron.conversion.release.state import check_arguments, rotary_base
 from helm_megatron.conversion.source_model import SourceModel
 from helm_megatron.conversion.stored import StoredParameters
-from helm_megatron.conversion.text import Text
+from helm_megatron.conversion.text import Text, tokenizer_type_of
 from helm_megatron.conversion.to_hf import ConversionError
 from helm_megatron.hf.configuration_helm import HelmConfig
 from helm_megatron.transformer_config import HelmTransformerConfig
@@ -68,7 +69,7 @@ def megatron(
     text = text_of(args, tokenizer_model)
     vocab_size, ids = text.vocabulary() if text.has_tokenizer else (args.vocab_size, {})
     rows = parameters.shape("embedding.word_embeddings.weight")[0]
-    if vocab_size is None or vocab_size > rows:
+    if vocab_size is None or (text.has_tokenizer and not _fits(vocab_size, rows, args)):
         raise ConversionError(
             f"{folder} has {rows} embeddings, the tokenizer {vocab_size} tokens: not its own; "
             "--tokenizer-model names the right one"
@@ -87,11 +88,21 @@ def megatron(
     )
 
 
+def _fits(vocab_size: int, rows: int, args: argparse.Namespace) -> bool:
+    """Whether a checkpoint's embeddings are so many, padded as its arguments say."""
+    if vocab_size > rows:
+        return False
+    multiple = args.make_vocab_size_divisible_by, args.tensor_model_parallel_size
+    padded = calculate_padded_vocab_size(vocab_size, *multiple, logging_enabled=False)
+    # An imported checkpoint does not know how it was padded, but how many tokens there are.
+    return padded == rows or vocab_size == args.vocab_size
+
+
 def text_of(args: argparse.Namespace, tokenizer_model: str | None) -> Text:
-    """The tokenizer of a checkpoint's arguments."""
+    """The tokenizer of a checkpoint's arguments, or what is given instead of it."""
     model: Any = tokenizer_model or args.tokenizer_model
     if args.tokenizer_type == "NullTokenizer":
-        return Text()
+        return Text() if tokenizer_model is None else Text(tokenizer_type_of(model), model)
     return Text(args.tokenizer_type, str(model))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,19 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from helm_megatron.conversion.sentencepiece_tokenizer import from_sentencepiece
+from helm_megatron.conversion.folder_code import TOKENIZER_CLASS, TOKENIZER_MAP
+from helm_megatron.conversion.own_classes import use_own_classes
+from helm_megatron.conversion.sentencepiece_tokenizer import (
+    from_sentencepiece,
+    read_model,
+    why_not_fast,
+)
+from helm_megatron.conversion.tokenizer_probes import probes
 from helm_megatron.data.encoders import SENTENCEPIECE_TYPES, build_encoder
 from helm_megatron.data.errors import DataError
 from helm_megatron.errors import HelmError
 from helm_megatron.hf.configuration_helm import HelmConfig
+from helm_megatron.hf.tokenization_helm import HelmTokenizer
 
 SAMPLE = (
     "A tree does not fit into a plane. Every level of it has more branches than the one before, "
@@ -25,6 +35,8 @@ SAMPLE = (
     "Words are like that: a few are general and many are special, 1 of 10 or 1 of 10,000.\n"
 )
 SAMPLE_TOKENS = 128
+# Texts that training's tokenizer and the exported one are compared on.
+_PROBES = 500
 
 
 class TextError(HelmError):
@@ -50,10 +62,15 @@ class Text:
             TextError: the tokenizer cannot be loaded.
         """
         encoder = self._encoder()
-        if encoder.eod is None:
-            return encoder.vocab_size, {}
-        # Documents end with it; it pads too, where it is masked.
-        return encoder.vocab_size, {"eos_token_id": encoder.eod, "pad_token_id": encoder.eod}
+        tokenizer: Any = self._tokenizer()
+        # Documents end with eod; it pads too, where it is masked and the tokenizer has none.
+        padding = encoder.eod if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        ids = {
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": encoder.eod,
+            "pad_token_id": padding,
+        }
+        return encoder.vocab_size, {name: i for name, i in ids.items() if i is not None}
 
     def sample(self, config: HelmConfig) -> Tensor:
         """Tokens `[1, s]` of the sample text; its bytes if there is no tokenizer."""
@@ -63,23 +80,59 @@ class Text:
             ids = [byte % config.vocab_size for byte in SAMPLE.encode()]
         return torch.tensor([ids[: min(SAMPLE_TOKENS, config.max_position_embeddings)]])
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, longest: int | None = None) -> None:
         """Write the tokenizer's files, so that AutoTokenizer gives the ids of training.
 
+        `longest` is the model's longest text in tokens.
+
         Raises:
-            TextError: it gives others on the sample text.
+            TextError: it gives others on some text.
         """
         if not self.has_tokenizer:
             return
+        tokenizer: Any = self._tokenizer()
+        eod = self._encoder().eod
+        if eod is not None and tokenizer.eos_token_id != eod:
+            tokenizer.eos_token = tokenizer.convert_ids_to_tokens(eod)
+        if eod is not None and tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        if longest is not None:
+            tokenizer.model_max_length = longest
+        tokenizer.save_pretrained(folder)
+        if isinstance(tokenizer, HelmTokenizer):
+            _name_code(folder / "tokenizer_config.json")
+            print(
+                f"{self.model} has {why_not_fast(read_model(str(self.model)))}, which no fast "
+                "tokenizer follows: the exported one calls sentencepiece, and is slower",
+                file=sys.stderr,
+            )
+        self._check(folder)
+
+    def _check(self, folder: Path) -> None:
+        """Compare the tokenizer in a folder with training's."""
+        use_own_classes()
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        # The name of a special token is that token here, and any text there.
+        named = {*tokenizer.added_tokens_encoder, *tokenizer.all_special_tokens}
+        vocabulary = sorted(set(tokenizer.get_vocab()) - named)
+        texts = [SAMPLE, *probes(_PROBES, seed=0, pieces=vocabulary)]
+        texts = [text for text in texts if not any(name in text for name in named)]
+        for text, ids in zip(texts, self._encoder().encode(texts), strict=True):
+            if tokenizer(text, verbose=False).input_ids != ids:
+                raise TextError(
+                    f"{self.model} tokenizes differently as a Hugging Face tokenizer: {text[:60]!r}"
+                )
+
+    def _tokenizer(self) -> Any:
+        """The tokenizer as transformers has it."""
         assert self.model is not None
         if self.tokenizer_type in SENTENCEPIECE_TYPES:
-            tokenizer = from_sentencepiece(self.model)
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(self.model, trust_remote_code=False)
-        tokenizer.save_pretrained(folder)
-        [ids] = self._encoder().encode([SAMPLE])
-        if tokenizer(SAMPLE).input_ids != ids:
-            raise TextError(f"{self.model} tokenizes differently as a Hugging Face tokenizer")
+            return from_sentencepiece(self.model)
+        try:
+            return AutoTokenizer.from_pretrained(self.model, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise TextError(f"{self.model} has no Hugging Face form: {reason}") from error
 
     def _encoder(self) -> Any:
         assert self.tokenizer_type is not None and self.model is not None
@@ -87,3 +140,22 @@ class Text:
             return build_encoder(self.tokenizer_type, self.model)
         except DataError as error:
             raise TextError(f"{error}; --tokenizer-model names it") from error
+
+
+def tokenizer_type_of(model: str) -> str:
+    """Megatron's type of the tokenizer that a file or folder holds."""
+    path = Path(model)
+    if not path.is_file():
+        return "HuggingFaceTokenizer"
+    try:
+        proto = read_model(model)
+    except Exception:  # of protobuf's own kind: the file is no such message
+        return "TikTokenizer"
+    return "SentencePieceTokenizer" if proto.pieces else "TikTokenizer"
+
+
+def _name_code(path: Path) -> None:
+    """Say in a tokenizer_config.json where the class is."""
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    fields |= {"tokenizer_class": TOKENIZER_CLASS, "auto_map": TOKENIZER_MAP}
+    path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

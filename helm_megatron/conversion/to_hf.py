@@ -55,7 +55,7 @@ def export(
     with new_folder(folder) as staging:
         _write_tensors(source, staging, max_shard_bytes)
         write_config(source.config, staging)
-        source.text.save(staging)
+        source.text.save(staging, source.config.max_position_embeddings)
         _write_card(source, staging, tensorboard, evaluation)
         if verify:
             tokens = source.text.sample(source.config)

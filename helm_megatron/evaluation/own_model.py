@@ -11,7 +11,8 @@ from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
-from helm_megatron.conversion.hf_folder import check_folder, is_helm, use_own_classes
+from helm_megatron.conversion.hf_folder import check_folder, is_helm
+from helm_megatron.conversion.own_classes import use_own_classes
 
 
 @register_model("helm")

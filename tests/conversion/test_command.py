@@ -1,5 +1,6 @@
 """tools/checkpoint/convert.py on checkpoints of pretrain_helm.py, and what it says to bad input."""
 
+import argparse
 import json
 import os
 import random
@@ -11,7 +12,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from helm_megatron.checkpoint.files import read_index
-from helm_megatron.conversion import generate
+from helm_megatron.conversion import generate, sources
+from helm_megatron.conversion.hf_folder import load_tokenizer
 from helm_megatron.conversion.to_hf import ConversionError
 from helm_megatron.data.tokenizer_training import train_tokenizer
 from helm_megatron.megatron_patches import checkpoint_hashes
@@ -288,6 +290,48 @@ def test_what_others_have_made_beside_it_is_kept(exported, tmp_path):
     assert to_megatron(exported, tmp_path / "out", "--no-verify") is None
     assert (tmp_path / ".out.partial" / "file").read_text() == "mine"
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_tokenizer_of_another_size_is_refused(trained, tmp_path):
+    """It would cut the vocabulary; the embeddings are 448 rows for the 400 tokens."""
+    train_tokenizer([trained / "text.txt"], tmp_path / "small", 384)
+    flags = ["--tokenizer-model", tmp_path / "small.model"]
+    said = to_hf(trained / "checkpoints", tmp_path / "out", *flags)
+    refused(said, tmp_path / "out", "448 embeddings", "384 tokens", "not its own")
+
+
+def test_special_tokens_agree(exported):
+    """Between tokenizer, config and generation config; the model's length is the tokenizer's."""
+    config = json.loads((exported / "config.json").read_text())
+    generation = json.loads((exported / "generation_config.json").read_text())
+    tokenizer = load_tokenizer(exported)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        wanted = getattr(tokenizer, name)
+        assert config.get(name) == wanted and generation.get(name) == wanted
+    assert tokenizer.eos_token_id is not None
+    assert tokenizer.model_max_length == config["max_position_embeddings"]
+
+
+def test_generation_without_a_pad_token(exported, tmp_path):
+    copy = shutil.copytree(exported, tmp_path / "copy")
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        fields = json.loads((copy / name).read_text())
+        kept = {k: v for k, v in fields.items() if not k.startswith(("eos_token", "pad_token"))}
+        (copy / name).write_text(json.dumps(kept))
+    assert load_tokenizer(copy).pad_token is None
+    prompts = ["The model", "A checkpoint of any layout"]
+    options = dict(max_new_tokens=4, do_sample=False)
+    together = generate.generate(copy, prompts, **options)
+    alone = [generate.generate(copy, [prompt], **options)[0] for prompt in prompts]
+    assert together == alone and len(together) == 2
+
+
+def test_an_explicit_tokenizer_of_a_run_on_numbers(trained):
+    args = argparse.Namespace(tokenizer_type="NullTokenizer", tokenizer_model=None)
+    assert not sources.text_of(args, None).has_tokenizer
+    words = str(trained / "words.model")
+    text = sources.text_of(args, words)
+    assert (text.tokenizer_type, text.model) == ("SentencePieceTokenizer", words)
 
 
 def test_an_existing_folder_is_kept(trained, tmp_path):
