@@ -36,7 +36,7 @@ def parser_of(name, monkeypatch):
     return made[0]
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS.keys() - OTHERS - LATER)
+@pytest.mark.parametrize("name", sorted(cli.COMMANDS.keys() - OTHERS - LATER))
 def test_every_number_has_a_range(name, monkeypatch, capsys):
     parser = parser_of(name, monkeypatch)
     numbers = [a for a in parser._actions if callable(a.type) and _is_number(a.type)]
