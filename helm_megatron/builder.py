@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -13,18 +14,35 @@ from megatron.core.pipeline_parallel.utils import (
     is_vp_last_stage,
 )
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.training.argument_utils import gpt_config_from_args
 from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig
 from megatron.training.vocab_utils import calculate_padded_vocab_size
 
+from helm_megatron.initialization import SEED
 from helm_megatron.model import build_model
 from helm_megatron.transformer_config import HelmTransformerConfig
 
 
 @dataclass(kw_only=True)
 class HelmModelConfig(GPTModelConfig):
-    """Megatron's GPT model config, built as a HELM model or its Euclidean twin."""
+    """Megatron's GPT model config, built as a HELM model or its Euclidean twin.
+
+    `token_count` is the vocabulary without the rows that pad it, where it is known: then they take
+    no part in the softmax.
+    """
 
     builder: ClassVar[str] = "helm_megatron.builder.HelmModelBuilder"
+    seed: int = SEED
+    token_count: int | None = None
+
+
+def model_config_from_args(
+    args: Namespace, config: HelmTransformerConfig, token_count: int | None
+) -> HelmModelConfig:
+    """The model config of validated flags, with the seed of its initial weights."""
+    made: HelmModelConfig = gpt_config_from_args(args, config, HelmModelConfig)
+    made.seed, made.token_count = args.seed, token_count
+    return made
 
 
 def model_config(transformer: HelmTransformerConfig, **settings: Any) -> HelmModelConfig:
@@ -64,6 +82,8 @@ class HelmModelBuilder(GPTModelBuilder):
             pre_process=pre_process,
             post_process=post_process,
             vp_stage=vp_stage,
+            token_count=cfg.token_count,
+            seed=cfg.seed,
             pg_collection=pg_collection,
             parallel_output=cfg.parallel_output,
             fp16_lm_cross_entropy=cfg.fp16_lm_cross_entropy,

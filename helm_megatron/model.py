@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from megatron.core.models.gpt import GPTModel
 
+from helm_megatron.initialization import SEED, drawn_later, initialize
 from helm_megatron.layers.chunked_loss import compute_in_chunks
 from helm_megatron.layers.embedding import to_hidden_curvature
 from helm_megatron.layers.head import lorentz_output_layer
+from helm_megatron.layers.vocabulary import mask_padding
 from helm_megatron.specs import block_spec
 from helm_megatron.transformer_config import HelmTransformerConfig
 
@@ -64,24 +66,32 @@ def build_model(
     pre_process: bool = True,
     post_process: bool = True,
     vp_stage: int | None = None,
+    token_count: int | None = None,
+    seed: int = SEED,
     **kwargs: Any,
 ) -> GPTModel:
     """The model of the config's geometry for this pipeline stage.
 
-    `vocab_size` is the padded one. Further keywords are GPTModel's (rotary settings, tying).
+    `vocab_size` is the padded one, `token_count` that without padding (None: the same). Initial
+    weights follow from the seed, in every layout the same. Further keywords are GPTModel's (rotary
+    settings, tying).
     """
     model = HELMModel if config.helm.geometry == "lorentz" else GPTModel
-    built = model(
-        config=config,
-        transformer_layer_spec=block_spec(config, vp_stage=vp_stage),
-        vocab_size=vocab_size,
-        max_sequence_length=max_sequence_length,
-        pre_process=pre_process,
-        post_process=post_process,
-        vp_stage=vp_stage,
-        **kwargs,
-    )
+    with drawn_later(config) as notes:
+        built = model(
+            config=config,
+            transformer_layer_spec=block_spec(config, vp_stage=vp_stage),
+            vocab_size=vocab_size,
+            max_sequence_length=max_sequence_length,
+            pre_process=pre_process,
+            post_process=post_process,
+            vp_stage=vp_stage,
+            **kwargs,
+        )
+    initialize(built, notes, seed)
     built.register_load_state_dict_post_hook(_forgive_missing_extra_states)
+    if post_process and token_count is not None:
+        mask_padding(built, token_count)
     if post_process and config.helm.logits_chunk_size is not None:
         compute_in_chunks(built, config.helm.logits_chunk_size)
     return built

@@ -19,14 +19,14 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.rerun_state_machine import RerunMode, get_rerun_state_machine
 from megatron.core.utils import get_attr_wrapped_model
 from megatron.training import get_args, get_timers, get_tokenizer, pretrain
-from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
+from megatron.training.argument_utils import pretrain_cfg_container_from_args
 from megatron.training.arguments import parse_and_validate_args, parse_args
 from torch import Tensor
 
 from helm_megatron import lost_ranks, megatron_patches
 from helm_megatron.analysis.monitor import Monitor
 from helm_megatron.arguments import add_helm_args, config_from_args
-from helm_megatron.builder import HelmModelConfig
+from helm_megatron.builder import model_config_from_args
 from helm_megatron.checkpoint import compatibility, failures, files
 from helm_megatron.checkpoint.lock import lock
 from helm_megatron.checkpoint.plan import check_plan
@@ -145,7 +145,7 @@ def training_config(args: argparse.Namespace) -> Any:
     config = config_from_args(args)
     monitor = Monitor(config)
     config.finalize_model_grads_func = monitor.finalize
-    model_config = gpt_config_from_args(args, config, HelmModelConfig)
+    model_config = model_config_from_args(args, config, get_tokenizer().vocab_size)
     model_config.pre_wrap_hooks += [monitor.watch, lost_ranks.introduce]
     return pretrain_cfg_container_from_args(args, model_config)
 

@@ -50,6 +50,7 @@ _UNSUPPORTED = {
     "moe_mlp_glu_interleave_size": (None, "HELM's experts keep both halves apart"),
     "moe_shared_expert_glu_interleave_size": (None, "HELM's experts keep both halves apart"),
     "init_method_xavier_uniform": (False, "Megatron 0.19 cannot make its config of it"),
+    "use_cpu_initialization": (None, "every layout has the same initial weights without it"),
     "spec": (None, "HELM's layers have their own"),
     "config_logger_dir": ("", "Megatron cannot write HELM's config"),
     "checkpoint_activations": (False, "Megatron has --recompute-granularity instead"),

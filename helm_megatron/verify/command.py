@@ -54,7 +54,7 @@ def main() -> int:
         one = None
         if is_first():
             with process_groups(reference):
-                one = write_reference(job(reference, count), path)
+                one = write_reference(job(reference, count, layout.from_scratch), path)
             say("verify: one process has run; now the layout")
         with process_groups(layout):
             run, path = share((one, path))
@@ -64,7 +64,8 @@ def main() -> int:
                     "--verify-directory on a file system that all nodes share"
                 )
             found: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(found, compare(job(layout, count), path))
+            mine = compare(job(layout, count, layout.from_scratch), path)
+            dist.all_gather_object(found, mine)
     good = report(run, found, tolerances(layout))
     say(f"verify: {'the layout computes the same model' if good else 'THE LAYOUT DIFFERS'}")
     return 0 if good else 1
@@ -116,9 +117,16 @@ def multiply_in_fp32() -> None:
 
 
 def add_verify_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """The flags of `pretrain_helm.py`, and three of this command's own."""
+    """The flags of `pretrain_helm.py`, and four of this command's own."""
     add_args(parser)
     group = parser.add_argument_group("verify", "one layout against one process")
+    group.add_argument(
+        "--from-scratch",
+        action="store_true",
+        help="Start both from their initial values, and compare these too, then 40 steps of "
+        "training. By default the layout starts from the weights of the one process, moved at "
+        "random.",
+    )
     group.add_argument(
         "--verify-full-size",
         action="store_true",
@@ -176,7 +184,12 @@ def report(one: Run, found: list[Comparison], t: Tolerances) -> bool:
     ]
     gradients = [d for f in found for d in f.gradients]
     trained = [d for f in found for d in f.trained]
-    good = [
+    initial = [d for f in found for d in f.initial]
+    good = []
+    if initial:
+        what = f"initial values of {names(initial)} tensors"
+        good.append(check(what, initial, 0.0, sys.float_info.min))
+    good += [
         check("loss", losses, t.loss, 0.0),
         check(
             f"gradients of {names(gradients)} parameters", gradients, t.gradient, t.gradient_floor

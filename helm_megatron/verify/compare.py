@@ -232,13 +232,15 @@ def train(
 class Job:
     """A model in the layout of the present process groups, and how to run it.
 
-    `loss_of_step(i)` leaves the gradients of the global batch i in the chunks.
+    `loss_of_step(i)` leaves the gradients of the global batch i in the chunks. `from_scratch` is a
+    run from initial values, which are compared too; else none of them stays what it is.
     """
 
     chunks: Chunks
     loss_of_step: Callable[[int], float]
     make_optimizer: Callable[[], Any]
     steps: int
+    from_scratch: bool = False
 
     def train(self) -> list[list[float]]:
         """Loss and gradient norm of each step."""
@@ -250,7 +252,8 @@ class Job:
 def write_reference(job: Job, directory: Path) -> Run:
     """Run the model that others are compared with; its checkpoints go to the directory."""
     chunks = job.chunks
-    perturb(chunks)
+    if not job.from_scratch:
+        perturb(chunks)
     save(chunks, directory / "weights")
     loss = job.loss_of_step(0)
     with torch.no_grad():
@@ -266,7 +269,13 @@ def write_reference(job: Job, directory: Path) -> Run:
 def compare(job: Job, directory: Path) -> Comparison:
     """Run the model from the reference's weights, and compare with what the reference saved."""
     chunks = job.chunks
+    own = [tensor.detach().clone() for _, tensor in named_tensors(chunks)]
     load(chunks, directory / "weights")
+    initial = [
+        difference(name, ours, theirs)
+        for (name, theirs), ours in zip(named_tensors(chunks), own, strict=True)
+        if job.from_scratch
+    ]
     loss = job.loss_of_step(0)
     found = gradients(chunks)
     load(chunks, directory / "gradients")
@@ -277,7 +286,8 @@ def compare(job: Job, directory: Path) -> Comparison:
     ]
     load(chunks, directory / "weights")
     training = job.train()
-    return Comparison(Run(loss, training), differences, trained_differences(chunks, directory))
+    trained = trained_differences(chunks, directory)
+    return Comparison(Run(loss, training), differences, trained, initial)
 
 
 def trained_differences(chunks: Chunks, directory: Path) -> list[Difference]:

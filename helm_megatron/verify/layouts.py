@@ -9,27 +9,27 @@ from argparse import Namespace
 from typing import Any
 
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.training.argument_utils import gpt_config_from_args
 from megatron.training.training import get_megatron_ddp_config, get_megatron_optimizer_config
 
 from helm_megatron.arguments import config_from_args
-from helm_megatron.builder import HelmModelConfig
+from helm_megatron.builder import model_config_from_args
 from helm_megatron.moe.bias import finalize
 from helm_megatron.optim.joined import get_optimizer
 from helm_megatron.verify import compare
 from helm_megatron.verify.compare import Job
 
 STEPS = 3
+STEPS_FROM_SCRATCH = 40
 # Large enough to tell in fp32. Adam's first steps have the size of the rate however small the
 # gradient, and the sign of its rounding: hence an epsilon of the size of clipped gradients.
 OPTIMIZER = {"lr": 1e-2, "min_lr": 1e-2, "adam_eps": 1e-2}
 
 
-def job(args: Namespace, count: int) -> Job:
+def job(args: Namespace, count: int, from_scratch: bool = False) -> Job:
     """This rank's part of the run that the flags describe, with `count` microbatches a batch."""
     config = config_from_args(args)
     config.finalize_model_grads_func = finalize
-    model_config = gpt_config_from_args(args, config, HelmModelConfig)
+    model_config = model_config_from_args(args, config, args.vocab_size)
     builder = model_config.get_builder_cls()(model_config)
     with contextlib.redirect_stdout(io.StringIO()):  # it counts parameters
         chunks = builder.build_distributed_models(
@@ -41,7 +41,7 @@ def job(args: Namespace, count: int) -> Job:
 
     def loss_of_step(step: int) -> float:
         shape = args.seq_length, args.micro_batch_size, count
-        data = compare.microbatches(step, args.padded_vocab_size, *shape)
+        data = compare.microbatches(step, args.vocab_size, *shape)
         return compare.loss_and_gradients(chunks, data, *shape)
 
     def make_optimizer() -> Any:
@@ -56,7 +56,8 @@ def job(args: Namespace, count: int) -> Job:
         config.grad_scale_func = optimizer.scale_loss
         return optimizer
 
-    return Job(chunks, loss_of_step, make_optimizer, STEPS)
+    steps = STEPS_FROM_SCRATCH if from_scratch else STEPS
+    return Job(chunks, loss_of_step, make_optimizer, steps, from_scratch)
 
 
 def is_first() -> bool:

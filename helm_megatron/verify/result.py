@@ -30,11 +30,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A layout's run, and how one rank's gradients and trained tensors differ."""
+    """A layout's run, and how one rank's gradients, trained tensors and initial ones differ.
+
+    The initial ones are there if they were compared.
+    """
 
     run: Run
     gradients: list[Difference]
     trained: list[Difference]
+    initial: list[Difference]
 
 
 @dataclass(frozen=True)

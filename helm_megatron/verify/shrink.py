@@ -16,6 +16,7 @@ HIDDEN = 64
 HEAD = 16
 SEQUENCE = 24
 ROWS = 64
+PADDING = 3  # rows of the vocabulary that are no tokens
 # Widths below the hidden one stay multiples of this, as kernels want.
 MULTIPLE = 8
 
@@ -103,9 +104,12 @@ def prepare(args: Namespace, full_size: bool, low_precision: bool) -> Namespace:
         args.max_position_embeddings = args.seq_length
         args.micro_batch_size = min(args.micro_batch_size or 1, 2)
     if not full_size or (args.padded_vocab_size is None and args.vocab_size is None):
-        args.vocab_size = args.padded_vocab_size = ROWS * tp
+        args.padded_vocab_size = ROWS * tp
+        args.vocab_size = args.padded_vocab_size - PADDING
     elif args.padded_vocab_size is None:
         args.padded_vocab_size = _up(args.vocab_size, args.make_vocab_size_divisible_by * tp)
+    elif args.vocab_size is None:
+        args.vocab_size = args.padded_vocab_size
     args.global_batch_size = args.micro_batch_size * microbatches(args)
     return args
 

@@ -67,8 +67,13 @@ def layout_of(rank: int, layout: Layout, store: Path) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def build(model: Model, layout: Layout) -> list[DistributedDataParallel]:
-    """This rank's part of the model: one chunk, or several with interleaved pipelining."""
+def build(
+    model: Model, layout: Layout, token_count: int = VOCABULARY
+) -> list[DistributedDataParallel]:
+    """This rank's part of the model: one chunk, or several with interleaved pipelining.
+
+    The vocabulary is padded to a multiple of twice the tensor-parallel size.
+    """
     dtype = getattr(torch, model.dtype)
     make = HelmMLATransformerConfig if model.latent else HelmTransformerConfig
     config = make(
@@ -105,11 +110,12 @@ def build(model: Model, layout: Layout) -> list[DistributedDataParallel]:
         ends = {"ignore_virtual": stage is None, "vp_stage": stage}
         chunk = build_model(
             config,
-            VOCABULARY,
+            -(-token_count // (2 * layout.tensor)) * 2 * layout.tensor,
             SEQUENCE,
             pre_process=ps.is_pipeline_first_stage(**ends),
             post_process=ps.is_pipeline_last_stage(**ends),
             vp_stage=stage,
+            token_count=token_count,
             position_embedding_type="rope",
             **model.arguments,
         )
@@ -118,10 +124,15 @@ def build(model: Model, layout: Layout) -> list[DistributedDataParallel]:
     return chunks
 
 
-def loss_and_gradients(model: Model, chunks: list[DistributedDataParallel], step: int) -> float:
+def loss_and_gradients(
+    model: Model,
+    chunks: list[DistributedDataParallel],
+    step: int,
+    token_count: int = VOCABULARY,
+) -> float:
     """The mean loss of the step's global batch, whose gradients are left in the chunks."""
     count = GLOBAL_BATCH // MICRO_BATCH
-    data = verify.microbatches(step, VOCABULARY, SEQUENCE, MICRO_BATCH, count)
+    data = verify.microbatches(step, token_count, SEQUENCE, MICRO_BATCH, count)
     return verify.loss_and_gradients(
         chunks, data, SEQUENCE, MICRO_BATCH, count, gathered_loss if model.own_loss else None
     )
@@ -133,9 +144,9 @@ def gathered_loss(output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
 
 
-def job(model: Model, layout: Layout) -> verify.Job:
+def job(model: Model, layout: Layout, token_count: int = VOCABULARY) -> verify.Job:
     """This rank's part of a run of the model."""
-    chunks = build(model, layout)
+    chunks = build(model, layout, token_count)
     config = OptimizerConfig(
         optimizer="adam",
         lr=1e-2,
@@ -150,7 +161,7 @@ def job(model: Model, layout: Layout) -> verify.Job:
     )
     return verify.Job(
         chunks,
-        lambda step: loss_and_gradients(model, chunks, step),
+        lambda step: loss_and_gradients(model, chunks, step, token_count),
         lambda: get_optimizer(config, chunks),
         model.training_steps,
     )
@@ -251,3 +262,28 @@ def differing_tensors(
         again_loaded = verify.named_tensors(chunks)
         pairs = zip(again_loaded, loaded, strict=True)
         return [name for (name, tensor), before in pairs if not torch.equal(tensor, before)]
+
+
+def from_scratch(
+    rank: int, model: Model, layout: Layout, token_count: int, directory: Path, store: Path
+) -> tuple[list[str], list[list[float]]]:
+    """Names of the tensors that begin otherwise than those of the checkpoint in the directory, and
+    loss and gradient norm of each step.
+
+    One process writes the checkpoint. Rows that pad the vocabulary are left out.
+    """
+    with layout_of(rank, layout, store):
+        run = job(model, layout, token_count)
+        if layout.world == 1:
+            verify.save(run.chunks, directory)
+        own = [tensor.detach().clone() for _, tensor in verify.named_tensors(run.chunks)]
+        verify.load(run.chunks, directory)
+        differing = []
+        for (name, tensor), ours in zip(verify.named_tensors(run.chunks), own, strict=True):
+            if name.startswith(("embedding.", "output_layer.")):
+                first = ps.get_tensor_model_parallel_rank() * len(ours)
+                tensor.data[max(token_count - first, 0) :] = 0
+                ours[max(token_count - first, 0) :] = 0
+            if not torch.equal(tensor, ours):
+                differing.append(name)
+        return differing, run.train()

@@ -92,6 +92,7 @@ REFUSED = {
     "--layer-curvature": [*DENSE, "--layer-curvature", 1, 2, "--embedding-curvature", 2],
     "--curvature-lr-mult": [*DENSE, "--curvature-lr-mult", -1],
     "--mice-bias-update": [*DENSE, *MICE, "--mice-bias-update", "proportional"],
+    "--use-cpu-initialization": [*DENSE, "--use-cpu-initialization"],
     "--hidden-size": without(DENSE, "--hidden-size", 1),
     "--overlap-moe-expert-parallel-comm": [*DENSE, *MICE, "--overlap-moe-expert-parallel-comm"],
     "--qk-clip": [*DENSE, "--qk-clip"],
