@@ -22,7 +22,8 @@ def test_card(logs, tmp_path):
     results = {"results": {"wordnet": {"acc,none": 0.4321, "acc_stderr,none": 0.01, "alias": "w"}}}
     (tmp_path / "results.json").write_text(json.dumps(results))
     run = argparse.Namespace(lr=3e-4, global_batch_size=64)
-    config = HelmConfig(n_routed_experts=4, kv_lora_rank=16, qk_rope_head_dim=4)
+    latent = dict(kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=8)
+    config = HelmConfig(n_routed_experts=4, moe_intermediate_size=8, **latent)
     source = "runs/quick/iter_40"
     write_card(tmp_path, config, source, 1234567, run, logs, tmp_path / "results.json")
     card = (tmp_path / "README.md").read_text()
