@@ -69,8 +69,6 @@ def perturb(module, seed=0, size=0.1):
     return module
 
 
-def part_of(config, name, **overrides):
+def part_of(config, name):
     """A part of the last transformer layer of a config's model."""
-    for field, value in overrides.items():
-        setattr(config, field, value)
     return model(config).decoder.layers[-1].get_submodule(name)

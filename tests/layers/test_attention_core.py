@@ -59,7 +59,7 @@ def test_what_dropout_leaves_has_its_own_time(in_lanes):
 
     The weights that dropout leaves don't sum to 1, so nothing may be taken off the times.
     """
-    core = part_of(dense(), "self_attention.core_attention", attention_dropout=0.5).train()
+    core = part_of(dense(attention_dropout=0.5), "self_attention.core_attention").train()
     q, k, v = far_out()
     first = core(q, k, v, None).unflatten(-1, (HEADS, 1 + D))[0].float()
     space = v[0].repeat_interleave(HEADS // GROUPS, dim=-2).float()

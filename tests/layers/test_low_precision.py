@@ -7,7 +7,7 @@ from helm_megatron.kernels.augment.plain import augment_key, augment_query, augm
 from helm_megatron.layers import attention
 from helm_megatron.layers.residual import LorentzResidual
 from helm_megatron.specs import layer_spec, leaves_of
-from tests.layers.models import dense, mice, model, perturb
+from tests.layers.models import dense, mice, model, part_of, perturb
 
 pytestmark = pytest.mark.usefixtures("one_process")
 
@@ -48,12 +48,6 @@ def assert_error_at_most_twice(make, apply, count=1, decide=one_decision):
     assert 0 < errors["lorentz"] <= 2 * errors["euclidean"], errors
 
 
-def part(config, name):
-    """One part of a transformer layer of the config's geometry, as Megatron builds it."""
-    layer = model(config).decoder.layers[-1]
-    return layer.get_submodule(name)
-
-
 @pytest.mark.parametrize("kind", ["column", "row", "replicated"])
 def test_linear(kind):
     def make(geometry):
@@ -67,7 +61,7 @@ def test_linear(kind):
 
 def test_norm():
     assert_error_at_most_twice(
-        lambda geometry: part(dense(helm={"geometry": geometry}), "input_layernorm"),
+        lambda geometry: part_of(dense(helm={"geometry": geometry}), "input_layernorm"),
         lambda norm, x: norm(x),
     )
 
@@ -97,7 +91,7 @@ def test_core_attention(config, in_lanes, monkeypatch):
         monkeypatch.setattr(attention.LorentzAttention, "computed_in", lambda self, x: x)
 
     def make(geometry):
-        return part(config(helm={"geometry": geometry}), "self_attention.core_attention")
+        return part_of(config(helm={"geometry": geometry}), "self_attention.core_attention")
 
     def apply(core, q, k, v):
         q, k, v = (x.unflatten(-1, (4, 16)) for x in (q, k, v))
@@ -109,7 +103,7 @@ def test_core_attention(config, in_lanes, monkeypatch):
 @pytest.mark.parametrize("config", [dense, mice])
 def test_self_attention(config):
     def make(geometry):
-        return part(config(helm={"geometry": geometry}), "self_attention")
+        return part_of(config(helm={"geometry": geometry}), "self_attention")
 
     assert_error_at_most_twice(make, lambda attention, x: attention(x, None)[0])
 
@@ -119,7 +113,7 @@ def test_feed_forward(config):
     """A dense gated layer, and a mixture of experts with a shared one."""
 
     def make(geometry):
-        return part(config(helm={"geometry": geometry}), "mlp").eval()
+        return part_of(config(helm={"geometry": geometry}), "mlp").eval()
 
     def experts(mlp, x):
         return mlp.router(x)[1]
@@ -153,7 +147,7 @@ def test_layer_spec_is_what_the_model_uses():
 def test_attention_in_bf16_does_not_see_the_future(config, monkeypatch):
     """Later tokens change no bit of earlier outputs."""
     monkeypatch.setattr(attention.LorentzAttention, "computed_in", lambda self, x: x)
-    module = perturb(part(config(torch.bfloat16), "self_attention"))
+    module = perturb(part_of(config(torch.bfloat16), "self_attention"))
     x = torch.randn(*TOKENS, WIDTH).bfloat16()
     other = x.clone()
     other[40:] = torch.randn(24, 2, WIDTH).bfloat16()
