@@ -234,7 +234,7 @@ def _count(line: str, key: str) -> int:
 
 def _plain_text(data: bytes, where: str) -> str:
     # A NUL is text like any other, but not as every second byte.
-    for half in (data[::2], data[1::2]) if len(data) > 3 else ():
+    for half in (data[::2], data[1::2]) if len(data) > 3 and b"\0" in data else ():
         if half.count(0) > 0.9 * len(half):
             raise DataError(f"{where}: every second byte is NUL: UTF-16 without its mark?")
     return decode(data, where)
