@@ -1,10 +1,12 @@
 """Scores in the columns of the HELM paper's table, beside the rows published there."""
 
 import json
-import struct
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from safetensors import safe_open
 
 from helm_megatron.evaluation.scores import Score
 
@@ -100,15 +102,9 @@ def _size(folder: Path) -> tuple[int, bool]:
     """Number of parameters in a folder's safetensors files, and whether it has experts."""
     count = 0
     for path in folder.glob("*.safetensors"):
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-        for tensor, entry in header.items():
-            if tensor != "__metadata__":
-                sizes, number = entry["shape"], 1
-                for size in sizes:
-                    number *= size
-                count += number
+        with safe_open(path, "np") as file:
+            names = file.keys()
+            count += sum(math.prod(file.get_slice(name).get_shape()) for name in names)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     experts = ("n_routed_experts", "num_local_experts", "num_experts")
     return count, any(config.get(key) for key in experts)
