@@ -40,11 +40,11 @@ from helm_megatron.checks import (
     megatrons_refusals,
     refuse_in_one_line,
 )
+from helm_megatron.checks.fast_paths import without_effect
 from helm_megatron.data.training.batch import next_batch, train_valid_test_datasets
 from helm_megatron.data.training.fit import check_fit
 from helm_megatron.data.training.parts import check_parts
 from helm_megatron.errors import HelmError
-from helm_megatron.fast_paths import without_effect
 from helm_megatron.megatron_patches import cpu
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from megatron.training.training import get_optimizer_param_scheduler
 
 from helm_megatron.checkpoint.compatibility import loads_optimizer, with_defaults
-from helm_megatron.checks import ArgumentError
+from helm_megatron.checks import ArgumentError, flag_of
 from helm_megatron.megatron_patches.schedule import with_effect
 
 # Numbers of the scheduler, and the flags that set them; the second are counted in samples there.
@@ -77,7 +77,7 @@ def _check_groups(args: argparse.Namespace, saved: argparse.Namespace, folder: P
         theirs, ours = getattr(saved, name), getattr(args, name)
         if kind(theirs) != kind(ours) and grouped[name]:
             raise ArgumentError(
-                f"{_flag(name)} {ours}: the checkpoint {folder} has {theirs}, and so other groups"
+                f"{flag_of(name)} {ours}: the checkpoint {folder} has {theirs}, and so other groups"
                 " in its optimizer; pass the same, or --no-load-optim"
             )
 
@@ -110,7 +110,7 @@ def _changes(
     for name in (*_IN_GROUPS, *factors):
         ours, theirs = getattr(args, name), getattr(saved, name)
         if ours != theirs:
-            yield f"{_flag(name)} {ours} (was {theirs})"
+            yield f"{flag_of(name)} {ours} (was {theirs})"
 
 
 def _schedule(args: argparse.Namespace) -> dict[str, Any]:
@@ -123,7 +123,3 @@ def _schedule(args: argparse.Namespace) -> dict[str, Any]:
     finally:
         vars(args).clear()
         vars(args).update(before)
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

@@ -19,7 +19,7 @@ from megatron.training.checkpointing import (
 )
 
 from helm_megatron.checkpoint.files import damage, read_tracker, whole_iterations
-from helm_megatron.checks import ArgumentError
+from helm_megatron.checks import ArgumentError, flag_of
 
 _ITERATION = re.compile(r"iter_(\d{7,})")
 
@@ -56,7 +56,7 @@ def _find(args: argparse.Namespace) -> Start:
         raise ArgumentError(f"--ckpt-step {step}: iterations of checkpoints count from 1")
     for name in ("load", "save", "pretrained_checkpoint"):
         if getattr(args, name) is not None and not getattr(args, name).strip():
-            raise ArgumentError(f"{_flag(name)}: an empty name of a folder")
+            raise ArgumentError(f"{flag_of(name)}: an empty name of a folder")
     if any("://" in name for name in (args.load, args.pretrained_checkpoint) if name):
         return Start()
     found = _checkpoint("--load", args.load, step) if args.load is not None else None
@@ -194,7 +194,3 @@ def _nothing(name: str) -> str:
         tracker = Path(get_checkpoint_tracker_filename(name)).name
         return f"has a release, but no file {tracker} that says so: write 'release' into it"
     return f"holds no checkpoint; {anew}"
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import math
 from collections.abc import Callable, Iterable
 
-from helm_megatron import fast_paths
-from helm_megatron.checks import foreign, numbers, schedule, unsupported
+from helm_megatron.checks import fast_paths, foreign, numbers, schedule, unsupported
 from helm_megatron.checks.paths import check_paths, check_save
 from helm_megatron.checks.refusals import (
     ArgumentError,
     Rules,
     flag_of,
+    has_transformer_engine,
     megatrons_refusals,
     refuse_in_one_line,
 )
@@ -29,6 +28,7 @@ __all__ = [
     "check_save",
     "check_training",
     "check_values",
+    "flag_of",
     "megatrons_refusals",
     "refuse_in_one_line",
 ]
@@ -310,7 +310,7 @@ def _layout_rules(args: argparse.Namespace) -> Rules:
         f"--transformer-impl {impl}: use local or transformer_engine",
     )
     yield (
-        impl == "transformer_engine" and importlib.util.find_spec("transformer_engine") is None,
+        impl == "transformer_engine" and not has_transformer_engine(),
         "--transformer-impl transformer_engine: Transformer Engine is not installed; install the "
         "extra `te`, or pass --transformer-impl local",
     )

@@ -6,6 +6,7 @@ import argparse
 import ast
 import contextlib
 import functools
+import importlib.util
 import inspect
 import textwrap
 from collections.abc import Callable, Iterator
@@ -39,6 +40,11 @@ def flag_of(attribute: str) -> str:
     """The name of an attribute's flag."""
     action = megatrons_flags().get(attribute)
     return action.option_strings[0] if action else f"--{attribute.replace('_', '-')}"
+
+
+def has_transformer_engine() -> bool:
+    """Whether Transformer Engine is installed; it is not imported."""
+    return importlib.util.find_spec("transformer_engine") is not None
 
 
 def refuse_in_one_line(parser: argparse.ArgumentParser) -> None:

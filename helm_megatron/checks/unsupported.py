@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import math
 
-from helm_megatron.checks.refusals import Rules, flag_of
+from helm_megatron.checks.refusals import Rules, flag_of, has_transformer_engine
 
 # Flags that would be ignored or fail late: attribute, its harmless value, and why.
 _UNSUPPORTED = {
@@ -78,7 +77,6 @@ def rules(args: argparse.Namespace) -> Rules:
     needs = "needs --transformer-impl transformer_engine"
     yield local and bool(args.fp8), f"--fp8-format: {needs}"
     yield local and bool(args.fp4), f"--fp4-format: {needs}"
-    yield local and args.tp_comm_overlap, f"--tp-comm-overlap: {needs}"
     yield (
         args.moe_router_padding_for_quantization and not (args.fp8 or args.fp4),
         "--moe-router-padding-for-quantization: needs --fp8-format or --fp4-format",
@@ -88,8 +86,7 @@ def rules(args: argparse.Namespace) -> Rules:
         f"--ckpt-convert-format {args.ckpt_convert_format}: needs --load and --ckpt-convert-save",
     )
     yield (
-        args.use_precision_aware_optimizer
-        and importlib.util.find_spec("transformer_engine") is None,
+        args.use_precision_aware_optimizer and not has_transformer_engine(),
         "--use-precision-aware-optimizer: is Transformer Engine's, which is not installed; install "
         "the extra `te`, or drop the flag",
     )

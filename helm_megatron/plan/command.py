@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from helm_megatron.checks import ArgumentError
+from helm_megatron.checks import ArgumentError, flag_of
 from helm_megatron.plan.cluster import Cluster
 from helm_megatron.plan.shell import read
 
@@ -109,7 +109,7 @@ def run(options: argparse.Namespace) -> int:
 def _check_planned(args: argparse.Namespace, recipe: Path) -> None:
     for name in _UNEVEN:
         if getattr(args, name):
-            raise ArgumentError(f"{recipe}: --{name.replace('_', '-')}: plan divides layers evenly")
+            raise ArgumentError(f"{recipe}: {flag_of(name)}: plan divides layers evenly")
     if args.num_experts and args.moe_token_dispatcher_type != "alltoall":
         raise ArgumentError(f"{recipe}: plan needs --moe-token-dispatcher-type alltoall")
     if args.global_batch_size is None:

@@ -18,7 +18,13 @@ import torch
 import torch.distributed as dist
 from megatron.training.arguments import parse_args, validate_args
 
-from helm_megatron.checks import ArgumentError, check_args, check_values, megatrons_refusals
+from helm_megatron.checks import (
+    ArgumentError,
+    check_args,
+    check_values,
+    flag_of,
+    megatrons_refusals,
+)
 from helm_megatron.errors import HelmError
 from helm_megatron.pretrain import add_args
 from helm_megatron.process_groups import process_groups
@@ -94,7 +100,7 @@ def prepared(args: Namespace) -> tuple[Namespace, Namespace]:
         check_args(args)
         for name in ("use_megatron_fsdp", "use_torch_fsdp2", "use_checkpoint_args", "yaml_cfg"):
             if getattr(args, name, None):
-                raise ArgumentError(f"--{name.replace('_', '-')}: not verified; drop the flag")
+                raise ArgumentError(f"{flag_of(name)}: not verified; drop the flag")
         layout = shrink.prepare(args, args.verify_full_size, args.verify_low_precision)
         if not args.verify_low_precision:
             multiply_in_fp32()

@@ -8,7 +8,7 @@ import pytest
 
 from helm_megatron.arguments import add_helm_args, config_from_args, helm_settings_from_args
 from helm_megatron.checks import ArgumentError, check_args
-from helm_megatron.fast_paths import without_effect
+from helm_megatron.checks.fast_paths import without_effect
 from tests.pretrain.runs import DENSE, MICE, ROOT
 
 

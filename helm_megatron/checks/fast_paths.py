@@ -6,10 +6,8 @@ The first are refused before anything starts, the second are named once at the s
 from __future__ import annotations
 
 import argparse
-import importlib.util
-from collections.abc import Iterator
 
-Rules = Iterator[tuple[bool, str]]
+from helm_megatron.checks.refusals import Rules, flag_of, has_transformer_engine
 
 
 def refusals(args: argparse.Namespace) -> Rules:
@@ -22,7 +20,7 @@ def refusals(args: argparse.Namespace) -> Rules:
     for flag in ("qk_clip", "log_max_attention_logit"):
         yield (
             getattr(args, flag) and (local or lorentz),
-            f"--{flag.replace('_', '-')}: needs the scores of Transformer Engine's own attention, "
+            f"{flag_of(flag)}: needs the scores of Transformer Engine's own attention, "
             "so --geometry euclidean and --transformer-impl transformer_engine; drop the flag",
         )
     graphs = args.cuda_graph_impl != "none" or any(
@@ -30,12 +28,12 @@ def refusals(args: argparse.Namespace) -> Rules:
     )
     yield graphs and lorentz, "--cuda-graph-impl: HELM's layers are not captured; drop the flag"
     yield (
-        getattr(args, "optimizer_cuda_graph", False) and not _has_fused_adam(),
+        getattr(args, "optimizer_cuda_graph", False) and not has_transformer_engine(),
         "--optimizer-cuda-graph: needs Transformer Engine's Adam, which is not installed; drop it",
     )
     yield (
         args.tp_comm_overlap and local,
-        "--tp-comm-overlap: needs --transformer-impl transformer_engine; drop the flag",
+        "--tp-comm-overlap: needs --transformer-impl transformer_engine",
     )
     yield (
         args.num_experts is not None
@@ -63,7 +61,3 @@ def without_effect(args: argparse.Namespace) -> list[str]:
         and args.cp_comm_type != ["p2p"],
     }
     return [line for line, given in lines.items() if given]
-
-
-def _has_fused_adam() -> bool:
-    return importlib.util.find_spec("transformer_engine") is not None
