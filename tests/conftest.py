@@ -3,6 +3,7 @@
 import contextlib
 import os
 import resource
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,9 @@ TESTS = Path(__file__).parent
 # The longest first, so that no worker is left alone with one at the end.
 LONGEST = [
     *("slurm", "distributed", "pretrain", "examples", "megatron_patches", "kernels", "conversion")
+]
+AUTO_MAPPINGS = [
+    *("CONFIG_MAPPING", "MODEL_MAPPING", "MODEL_FOR_CAUSAL_LM_MAPPING", "TOKENIZER_MAPPING")
 ]
 
 
@@ -56,12 +60,32 @@ def temporary_files(tmp_path_factory):
     os.environ["TMPDIR"] = str(tmp_path_factory.mktemp("tmp"))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """What Megatron sets when it builds a model (here a fixture's) is not for its next model."""
+    for name in [name for name in os.environ if name.startswith("NVTE_")]:
+        del os.environ[name]
+
+
 @pytest.fixture(autouse=True)
-def seeded():
-    """The same random numbers for a test, whatever ran before it in its worker."""
+def as_if_alone():
+    """What ran before a test in its worker changes nothing for it: it has the same random numbers
+    and environment, and no class of ours in transformers' Auto classes, which would be taken before
+    a folder's code.
+    """
     import torch
 
     torch.manual_seed(1234)
+    environment = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(environment)
+    auto = sys.modules.get("transformers.models.auto")
+    if auto is not None:
+        for name in AUTO_MAPPINGS:
+            registered = getattr(auto, name)._extra_content
+            for key in [k for k in registered if getattr(k, "model_type", k) == "helm"]:
+                del registered[key]
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Callable, Iterable
 
 from helm_megatron.checks import fast_paths, foreign, numbers, schedule, unsupported
@@ -32,6 +33,11 @@ __all__ = [
     "megatrons_refusals",
     "refuse_in_one_line",
 ]
+
+# What chooses attention in Transformer Engine. Megatron sets it by --attention-backend, and asserts
+# where it is set to another value already; all three are 1 for `auto`.
+_TE_ATTENTION = ("NVTE_FLASH_ATTN", "NVTE_FUSED_ATTN", "NVTE_UNFUSED_ATTN")
+_TE_ATTENTION_OF = {"flash": "100", "fused": "010", "unfused": "001", "auto": "111"}
 
 
 def check_values(args: argparse.Namespace) -> None:
@@ -155,6 +161,13 @@ def _attention_rules(args: argparse.Namespace) -> Rules:
     backend = args.attention_backend.name
     flag = f"--attention-backend {backend}"
     yield backend == "local", f"{flag}: takes another spec; pass unfused"
+    for variable, needed in zip(_TE_ATTENTION, _TE_ATTENTION_OF.get(backend, "111"), strict=True):
+        given = os.environ.get(variable)
+        yield (
+            given not in (None, needed),
+            f"{variable}={given} in the environment: {flag} needs {needed}; unset the variable, "
+            "the flag alone chooses",
+        )
     if backend != "flash" or args.geometry != "lorentz":
         return
     flash = f"{flag}: Lorentz flash attention"

@@ -108,7 +108,8 @@ def test_answers_can_be_inferred_from_the_corpus(questions):
 
 def test_offline_tasks_load():
     manager = TaskManager(include_path=TASKS, include_defaults=False)
-    assert set(manager.all_tasks) == OFFLINE_TASKS | {"helm_paper"}
+    of_paper = {"helm_paper", "helm_paper_as_released", "openbookqa_letters"}
+    assert set(manager.all_tasks) == OFFLINE_TASKS | of_paper
     tasks = manager.load(["helm_offline"])["tasks"]
     docs = {name: list(task.test_docs()) for name, task in tasks.items()}
     assert len(docs["wordnet_hypernymy"]) == 1000
@@ -153,4 +154,4 @@ def test_presets():
     assert task_names("offline, arc_easy") == ["helm_offline", "arc_easy"]
     assert is_offline(task_names("offline")) and is_offline(["mmlu_dev"])
     assert not is_offline(task_names("offline,paper"))
-    assert set(PRESETS) == {"offline", "paper"}
+    assert set(PRESETS) == {"offline", "paper", "paper-as-released"}

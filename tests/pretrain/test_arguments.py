@@ -114,6 +114,14 @@ def test_refused_in_one_line_that_names_the_flag(flag):
     assert "\n" not in str(refusal.value)
 
 
+def test_environment_that_chooses_other_attention_is_refused(monkeypatch):
+    """As many scripts for GPT export it; Megatron would stop at an assertion."""
+    monkeypatch.setenv("NVTE_FUSED_ATTN", "0")
+    check_args(parse(*DENSE, "--attention-backend", "unfused"))
+    with pytest.raises(ArgumentError, match="NVTE_FUSED_ATTN=0 .* auto needs 1; unset"):
+        check_args(parse(*DENSE))
+
+
 POINTS = ["--helm-embedding", "lorentz", "--embedding-lr-mult", 2, "--optimizer"]
 
 
