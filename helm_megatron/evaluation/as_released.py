@@ -8,10 +8,10 @@ lm-eval's command line with this model among its own as `helm-as-released`.
 
 from typing import Any
 
-from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import register_model
 
+from helm_megatron.evaluation.command_line import main
 from helm_megatron.evaluation.errors import EvaluationError
 from helm_megatron.evaluation.own_model import OwnModel
 
@@ -64,4 +64,4 @@ def _no_such(requests: list[Instance]) -> str:
 
 
 if __name__ == "__main__":
-    cli_evaluate()
+    main()

@@ -7,12 +7,12 @@ own as `helm`: it takes what `hf` takes.
 from pathlib import Path
 from typing import Any
 
-from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
 from helm_megatron.conversion.hf_folder import check_folder, is_helm
 from helm_megatron.conversion.own_classes import use_own_classes
+from helm_megatron.evaluation.command_line import main
 
 
 @register_model("helm")
@@ -37,4 +37,4 @@ class OwnModel(HFLM):
 
 
 if __name__ == "__main__":
-    cli_evaluate()
+    main()

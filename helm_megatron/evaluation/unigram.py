@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 
 from helm_megatron.conversion.hf_folder import load_tokenizer
 from helm_megatron.data.sidecar import fingerprint
+from helm_megatron.evaluation.command_line import main
 from helm_megatron.evaluation.errors import EvaluationError
 
 
@@ -101,4 +101,4 @@ def _check_tokenizer(tokenizer: Any, name: str, data: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    cli_evaluate()
+    main()

@@ -67,6 +67,7 @@ def test_scaling_with_the_sequence(run):
     assert [result["HELM"]["tokens"] for result in results] == [16, 32]
 
 
+@pytest.mark.slow
 def test_bytes_between_processes(run):
     layout, flags = "PP EP", f"{TINY} {MICE}"
     _, results = run("scaling.py", f"bytes --layouts {layout} {flags}")

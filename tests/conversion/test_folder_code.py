@@ -1,6 +1,7 @@
 """Code of folders: whose it is, and that a stranger's is not run unasked."""
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,9 +13,11 @@ from safetensors.torch import load_file, save_file
 from helm_megatron.conversion import folder_code, generate
 from helm_megatron.conversion.folder_code import code_files, foreign_code
 from helm_megatron.conversion.hf_folder import load_model
+from helm_megatron.errors import HelmError
 from helm_megatron.evaluation import harness
 from helm_megatron.evaluation.errors import EvaluationError
 from helm_megatron.evaluation.model import check_trust, hf_folder
+from helm_megatron.evaluation.own_model import OwnModel
 from tests.conversion.tool import ROOT, load_tool, refused, run
 from tests.evaluation.models import exported
 
@@ -154,8 +157,14 @@ def test_tensors_that_are_not_the_models_are_refused(change, part, folder, tmp_p
     refused(said, folder / "none", part)
     flags = ["--load", folder, "--output-dir", tmp_path / "out"]
     refused(run(load_tool("analyze_geometry.py"), *flags), folder / "none", part)
+    with pytest.raises(HelmError, match=re.escape(part)):
+        OwnModel(str(folder), device="cpu")
+
+
+def test_what_the_evaluating_process_refuses_is_said(folder, tmp_path):
+    change_tensors(folder, lambda tensors: tensors.pop(NAME))
     options = harness.Options(["wordnet_hypernymy"], limit=1, device="cpu")
-    with pytest.raises(EvaluationError, match=part.replace(".", r"\.")):
+    with pytest.raises(EvaluationError, match=re.escape("lacks " + NAME)):
         harness.run(folder, options, tmp_path / "log")
 
 

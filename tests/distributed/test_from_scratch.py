@@ -31,11 +31,11 @@ DENSE = replace(DENSE, training_steps=40)
 TWIN, TIED, MICE = (
     replace(model, training_steps=40) for model in (HELM_D_TWIN, HELM_D_TIED, MICE_Q_LORA)
 )
-QUICK = [(DENSE, TP4), (TWIN, TP2_SP), (TIED, PP2), (MICE, TP2_EP2)]
+QUICK = [(TWIN, TP2_SP), (TIED, PP2), (MICE, TP2_EP2)]
 # Each layout with experts where it has a use for them.
 SLOW = [
     *((MICE, layout) for layout in (TP2_SP, PP2, EP2, CP2, DP2_OPTIMIZER, PP2_EP2)),
-    *((DENSE, layout) for layout in (TP2_PP2, CP2)),
+    *((DENSE, layout) for layout in (TP4, TP2_PP2, CP2)),
 ]
 
 

@@ -22,7 +22,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param("dense", marks=pytest.mark.slow), *(c for c in CASES if c != "dense")]
+)
 def test_saves_and_goes_on(cuda, tmp_path, case):
     flags, processes = CASES[case]
     whole = cuda.run(*COMMON, *flags, "--save", tmp_path, processes=processes)

@@ -31,7 +31,7 @@ LIMITS = {
 }
 
 
-QUICK = ["experts, EP2", "experts, TP2, ETP2"]
+QUICK = ["experts, EP2"]
 
 
 @pytest.mark.parametrize(

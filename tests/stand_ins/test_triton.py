@@ -28,7 +28,7 @@ MODELS = {
 EVERY_LAYER = ["linear_tail", "norm2", "residual", "residual_norm"]
 
 
-QUICK = ["dense", "latent", "grouped experts"]
+QUICK = ["dense", "grouped experts"]
 
 
 @pytest.mark.parametrize(
