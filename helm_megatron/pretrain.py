@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import math
 import os
 import socket
 import sys
@@ -41,11 +43,14 @@ from helm_megatron.checks import (
     refuse_in_one_line,
 )
 from helm_megatron.checks.fast_paths import without_effect
+from helm_megatron.data.training import validation
 from helm_megatron.data.training.batch import next_batch, train_valid_test_datasets
 from helm_megatron.data.training.fit import check_fit
 from helm_megatron.data.training.parts import check_parts
+from helm_megatron.data.training.token_bytes import token_bytes
 from helm_megatron.errors import HelmError
 from helm_megatron.megatron_patches import cpu
+from helm_megatron.megatron_patches.fixed_validation import BITS_PER_BYTE
 
 
 def add_args(
@@ -112,6 +117,7 @@ def checked_args() -> argparse.Namespace:
                 check_plan(args, state, start.folder)
             check_fit(args, get_tokenizer())
             check_parts(args)
+            validation.take_over(args)
             check_save(args)  # makes the folder: a start that is refused leaves none
             if args.save and os.environ.get("RANK", "0") == "0":
                 lock(Path(args.save))
@@ -203,10 +209,20 @@ def check_loss(loss: Tensor) -> None:
             )
 
 
-def loss_of(loss_mask: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+@functools.cache
+def bytes_by_token() -> Tensor | None:
+    """Bytes of each token of this run's tokenizer, on this rank's device; see `token_bytes`."""
+    sizes = token_bytes(get_tokenizer())
+    return None if sizes is None else sizes.cuda()
+
+
+def loss_of(
+    loss_mask: Tensor, losses: Tensor, evaluated: Tensor | None = None
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Sum of the masked losses of this rank's tokens, their number, and both for Megatron's log.
 
-    Megatron divides the sum by the number, then averages over the ranks.
+    Megatron divides the sum by the number, then averages over the ranks. `evaluated` are the labels
+    `[b, s]` in an evaluation, which reports bits and bytes besides.
     """
     mask = loss_mask.flatten().float()
     loss = (losses.flatten().float() * mask).sum()
@@ -220,7 +236,11 @@ def loss_of(loss_mask: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, dict[str
         total = count.clone()
         dist.all_reduce(total, group=group)
         loss = loss * (count * group.size() / total.clamp(min=1))
-    return loss, count, {"lm loss": report}
+    reports = {"lm loss": report}
+    if evaluated is not None and (sizes := bytes_by_token()) is not None:
+        text = (sizes[evaluated.flatten()] * mask).sum()
+        reports[BITS_PER_BYTE] = torch.stack([report[0] / math.log(2), text])
+    return loss, count, reports
 
 
 def forward_step(
@@ -239,7 +259,8 @@ def forward_step(
         loss_mask=batch["loss_mask"],
         packed_seq_params=batch["packed_seq_params"],
     )
-    return output, partial(loss_of, batch["loss_mask"])
+    evaluated = None if model.training else batch["labels"]
+    return output, partial(loss_of, batch["loss_mask"], evaluated=evaluated)
 
 
 def main() -> None:

@@ -19,10 +19,12 @@ from helm_megatron.checkpoint.failures import reason
 from helm_megatron.checkpoint.files import CheckpointError, whole_iterations
 from helm_megatron.checks import ArgumentError
 
-# Megatron's `--use-checkpoint-args` copies the dense architecture; these complete HELM-MiCE's.
-ATTENTION = """
+# Megatron's `--use-checkpoint-args` copies most of a dense architecture; these complete the copy.
+ARCHITECTURE = """
     multi_latent_attention q_lora_rank kv_lora_rank qk_head_dim qk_pos_emb_head_dim v_head_dim
-    rope_type
+    rope_type norm_epsilon qk_layernorm moe_router_num_groups moe_router_group_topk
+    use_rope_scaling rope_scaling_factor rotary_seq_len_interpolation_factor rotary_scaling_factor
+    yarn_original_max_position_embeddings yarn_beta_fast yarn_beta_slow mscale mscale_all_dim
 """.split()
 # Of the run, not of the model: they may change from run to run.
 TRAINING = {"mice_fixed_curvature"}
@@ -56,7 +58,7 @@ def common_state(folder: Path) -> dict[str, Any]:
 
 def defaults_from(saved: argparse.Namespace) -> dict[str, Any]:
     """What `--use-checkpoint-args` takes from a checkpoint besides Megatron's own list."""
-    wanted = (set(_defaults()) | set(ATTENTION)) - TRAINING
+    wanted = (set(_defaults()) | set(ARCHITECTURE)) - TRAINING
     return {name: value for name, value in vars(saved).items() if name in wanted}
 
 

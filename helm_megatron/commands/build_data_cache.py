@@ -34,6 +34,7 @@ from helm_megatron.checks import (  # noqa: E402
 from helm_megatron.data.training.cache import build_cache  # noqa: E402
 from helm_megatron.data.training.fit import check_fit  # noqa: E402
 from helm_megatron.data.training.parts import check_parts  # noqa: E402
+from helm_megatron.data.training.validation import take_over  # noqa: E402
 from helm_megatron.errors import HelmError  # noqa: E402
 from helm_megatron.pretrain import add_args  # noqa: E402
 
@@ -64,6 +65,7 @@ def prepare() -> argparse.Namespace:
     set_global_variables(args)
     check_fit(args, get_tokenizer())
     check_parts(args)
+    take_over(args)
     if args.train_samples:
         update_train_iters(args)
     return args

@@ -4,7 +4,9 @@ A Megatron checkpoint is converted first, into a folder that is removed afterwar
 tools/checkpoint/convert.py to keep it. --tasks takes any of lm-eval's tasks, and three presets:
 `offline` needs no network (WordNet hypernymy, MMLU's dev questions), `paper` is the HELM paper's
 list with its numbers of shots (CommonsenseQA, HellaSwag, OpenBookQA, MMLU, ARC-Challenge), and
-`paper-as-released` that list scored as the paper's released code does.
+`paper-as-released` that list scored as the paper's released code does. `--tasks validation
+--data-path PREFIX --split 95,5,0` is no task of lm-eval's: loss, perplexity and bits per byte of
+the whole validation set, as pretrain_helm.py computes them.
 
 Example:
     python tools/evaluate.py --load checkpoints --tasks offline --output-dir evaluation
@@ -21,7 +23,7 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from helm_megatron.commands.options import not_negative, positive
+from helm_megatron.commands.options import not_negative, positive, seed
 from helm_megatron.data.output import staged
 from helm_megatron.errors import HelmError
 from helm_megatron.evaluation.errors import EvaluationError
@@ -67,7 +69,18 @@ def parse_args() -> argparse.Namespace:
         metavar="PREFIX",
         help="the training data, as for --data-path: adds the scores of its unigram model",
     )
-    parser.add_argument("--split", help="with --unigram-data: as for training, for example 95,5,0")
+    parser.add_argument(
+        "--split", help="with --unigram-data or --data-path: as for training, for example 95,5,0"
+    )
+    parser.add_argument(
+        "--data-path", nargs="+", metavar="PREFIX", help="with --tasks validation: as for training"
+    )
+    parser.add_argument(
+        "--seed",
+        type=seed,
+        default=1234,
+        help="with --tasks validation: of training (default 1234)",
+    )
     parser.add_argument(
         "--update-card",
         action="store_true",
@@ -118,16 +131,17 @@ def write(
 
 
 def evaluate(args: argparse.Namespace) -> str:
-    """Run lm-eval on the model and return the table of scores."""
+    """Run lm-eval on the model, or validate it, and return the table of scores."""
     if args.trust_remote_code and not (args.load / "config.json").is_file():
         raise EvaluationError(f"--trust-remote-code: {args.load} is no Hugging Face folder")
-    if (args.unigram_data is None) != (args.split is None):
-        raise EvaluationError("--unigram-data and --split come together, as for training")
+    check_data(args)
     if args.update_card and not (args.load / "README.md").is_file():
         raise EvaluationError(f"--update-card: {args.load} has no README.md")
     finished = args.output_dir / "scores.json"
     if finished.exists() and not args.overwrite:
         raise EvaluationError(f"{finished} exists; pass --overwrite to replace it")
+    if args.tasks == "validation":
+        return validate(args)
     names = task_names(args.tasks)
     options = Options(
         names,
@@ -166,6 +180,46 @@ def evaluate(args: argparse.Namespace) -> str:
     return table
 
 
+def check_data(args: argparse.Namespace) -> None:
+    """Refuse data without a use, and a validation without data or beside other tasks."""
+    validation = "validation" in args.tasks.split(",")
+    if validation and args.tasks != "validation":
+        raise EvaluationError("--tasks validation is none of lm-eval's: run the others apart")
+    if validation and (args.data_path is None or args.split is None):
+        raise EvaluationError("--tasks validation needs --data-path and --split, as for training")
+    if not validation and args.data_path is not None:
+        raise EvaluationError("--data-path is for --tasks validation")
+    if not validation and (args.unigram_data is None) != (args.split is None):
+        raise EvaluationError("--unigram-data and --split come together, as for training")
+    if validation:
+        others = ("unigram_data", "limit", "num_fewshot", "device", "log_samples", "update_card")
+        if given := [name for name in others if getattr(args, name)]:
+            raise EvaluationError(f"--{given[0].replace('_', '-')} is not for --tasks validation")
+        if not args.batch_size.isdecimal():
+            raise EvaluationError(f"--batch-size {args.batch_size}: a number for validation")
+
+
+def validate(args: argparse.Namespace) -> str:
+    """Validate the model and return the table of its loss."""
+    from helm_megatron.evaluation import validation
+
+    what = validation.Validation(args.data_path, args.split, args.seed, int(args.batch_size))
+    try:
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        log = args.output_dir / "validation.log"
+        found = validation.validate(args.load, what, log, args.ckpt_step, args.tokenizer_model)
+    except OSError as error:
+        raise EvaluationError(f"{error.filename}: {error.strerror}") from error
+    table = validation.table(args.load, found)
+    summary = {"model": str(args.load), "tasks": args.tasks, "data_path": args.data_path}
+    summary |= {"split": args.split, "seed": args.seed, "scores": found}
+    names = [args.output_dir / "scores.md", args.output_dir / "scores.json"]
+    with staged(names, True) as [markdown_file, last]:
+        markdown_file.write_text(table, encoding="utf-8")
+        last.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return table
+
+
 def count_tokens(args: argparse.Namespace, folder: Path) -> Path | None:
     """Count the tokens of --unigram-data, if given, in a file of a folder."""
     if args.unigram_data is None:
@@ -196,4 +250,4 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit("interrupted; no scores were written")
     print(table, end="")
-    print(f"\nscores.md, scores.json, scores.png: {args.output_dir}", file=sys.stderr)
+    print(f"\nscores.md, scores.json: {args.output_dir}", file=sys.stderr)

@@ -48,6 +48,7 @@ EVERYWHERE = (
     "checkpoint_processes",
     "exit_signals",
     "extra_states",
+    "fixed_validation",
 )
 
 

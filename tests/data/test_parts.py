@@ -22,6 +22,7 @@ RUN = {
     **dict.fromkeys((*IN_ONE, *BY_SPLIT)),
     **dict.fromkeys(("split", "data_cache_path", "train_samples", "start_eval_at_iter")),
     **dict.fromkeys(("mock_data", "skip_train", "full_validation", "check_data"), False),
+    "multiple_validation_sets": False,
     **{"train_iters": 10, "global_batch_size": 2, "eval_global_batch_size": 2, "eval_iters": 1},
     **{"eval_interval": 100, "seq_length": 8, "phase_transition_iterations": None},
 }

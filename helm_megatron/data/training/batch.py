@@ -21,6 +21,7 @@ from megatron.training.utils import is_first_or_last_pipeline_stage
 
 from helm_megatron.data.errors import DataError
 from helm_megatron.data.split import SPLITS
+from helm_megatron.data.training import validation
 from helm_megatron.data.training.blend import blends_of
 from helm_megatron.data.training.dataset import Dataset, DatasetConfig
 
@@ -124,7 +125,7 @@ def _has_data(args: argparse.Namespace, vp_stage: int | None) -> bool:
 
 
 def train_valid_test_datasets(num_samples: list[int], vp_stage: int | None = None) -> Any:
-    """Megatron's GPT datasets of the command line: `[train, valid, test]`.
+    """Megatron's GPT datasets of the command line: `[train, valid, test]`, the last two fixed.
 
     Raises:
         DataError: the index cache cannot be written or read, or a blend draws too much of a part.
@@ -133,12 +134,12 @@ def train_valid_test_datasets(num_samples: list[int], vp_stage: int | None = Non
     dataset = MockGPTDataset if args.mock_data else Dataset
     builder = BlendedMegatronDatasetBuilder(
         dataset,
-        with_the_rest(args, num_samples),
+        validation.sizes(args, with_the_rest(args, num_samples)),
         partial(_is_built_here, vp_stage),
         dataset_config(),
     )
     try:
-        return builder.build()
+        return validation.fixed(args, builder.build())
     except OSError as error:
         raise DataError(_cache_problem(error)) from error
     except IndexError as error:  # the blend's rounding; Megatron says how much of what is wanted

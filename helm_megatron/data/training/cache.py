@@ -4,10 +4,12 @@ import os
 from pathlib import Path
 
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+from megatron.training import get_args
 from megatron.training.training import get_train_valid_test_num_samples
 
 from helm_megatron.data.errors import DataError
 from helm_megatron.data.output import full_disk, own_folder
+from helm_megatron.data.training import validation
 from helm_megatron.data.training.batch import at_least_one, dataset_config
 from helm_megatron.data.training.dataset import Dataset
 
@@ -34,6 +36,7 @@ def build_cache(folder: Path) -> tuple[list[Path], int]:
             config = dataset_config()
             config.path_to_cache = str(staging)
             samples = at_least_one(get_train_valid_test_num_samples())
+            samples = validation.sizes(get_args(), samples)
             try:
                 BlendedMegatronDatasetBuilder(Dataset, samples, lambda: True, config).build()
             except (AssertionError, ValueError, IndexError, RuntimeError) as error:

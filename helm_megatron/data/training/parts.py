@@ -15,6 +15,7 @@ from megatron.training.training import get_train_valid_test_num_samples
 from helm_megatron.data.errors import DataError
 from helm_megatron.data.indexed import Index
 from helm_megatron.data.split import SPLITS, bounds_of, parse_split
+from helm_megatron.data.training import validation
 from helm_megatron.data.training.blend import Blend, Blends, blends_of, is_remote
 from helm_megatron.data.training.dataset import Dataset
 from helm_megatron.data.verification import open_whole, problems
@@ -92,13 +93,13 @@ def _check_wanted(args: argparse.Namespace, parts: dict[str, Blend]) -> None:
         )
 
 
-def _samples(args: argparse.Namespace) -> tuple[int, int | None, int]:
+def _samples(args: argparse.Namespace) -> list[int | None]:
     """How many samples the run draws of each part; None: each of its datasets once."""
     iterations = args.train_iters
     if not iterations:  # Megatron sets them later, and needs them here
         args.train_iters = (args.train_samples or 0) // args.global_batch_size
     try:
-        return get_train_valid_test_num_samples()
+        return validation.sizes(args, get_train_valid_test_num_samples())
     finally:
         args.train_iters = iterations
 
