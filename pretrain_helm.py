@@ -6,10 +6,6 @@ The flags are Megatron's; `--help` lists HELM's own under "helm" and "mice".
 """
 
 if __name__ == "__main__":  # a process that this one starts imports this file, but needs none of it
-    from helm_megatron import megatron_patches
-
-    megatron_patches.apply()  # before anything imports megatron
-
-    from helm_megatron.pretrain import main
+    from helm_megatron.train import main
 
     main()

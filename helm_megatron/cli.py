@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "merge": ("commands.merge_datasets", "join .bin/.idx datasets"),
     "unigram-entropy": ("commands.unigram_entropy", "the loss a model without context can reach"),
     "build-data-cache": ("commands.build_data_cache", "build Megatron's index cache before a job"),
+    "pretrain": ("train", "train a model; under torchrun, as pretrain_helm.py does"),
     "plan": ("plan.command", "estimate memory, communication and step time of layouts"),
     "verify": ("verify.__main__", "prove a layout before using it; under torchrun"),
     "preflight": ("cluster.preflight", "check every node of a job; one process a node"),
@@ -23,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "convert": ("commands.convert", "convert to and from Hugging Face and the HELM release"),
     "generate": ("commands.generate", "continue prompts"),
     "evaluate": ("commands.evaluate", "evaluate a model by lm-eval"),
+    "study": ("commands.study", "compare variants of a model over seeds and learning rates"),
     "analyze": ("commands.analyze_geometry", "look at the geometry of a model"),
     "doctor": ("doctor", "show versions, GPUs and fused paths, and train one step"),
 }

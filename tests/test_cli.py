@@ -11,7 +11,7 @@ from helm_megatron import cli
 
 ROOT = Path(__file__).parents[1]
 # These ask Megatron for its flags, or every node of a job for a report.
-SLOW = {"build-data-cache", "verify", "preflight"}
+SLOW = {"pretrain", "build-data-cache", "verify", "preflight"}
 HELP = """
 import sys
 from helm_megatron import cli

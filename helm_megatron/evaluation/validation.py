@@ -16,7 +16,7 @@ from helm_megatron.conversion.text import tokenizer_type_of
 from helm_megatron.evaluation.errors import EvaluationError
 from helm_megatron.evaluation.model import read_json
 
-PROGRAM = Path(__file__).parents[2] / "pretrain_helm.py"
+PROGRAM = ("-m", "helm_megatron.cli", "pretrain")
 _LOSS = re.compile(r"on validation set \| lm loss value: (\S+) \| lm loss PPL: (\S+)")
 _BITS = re.compile(r"validation bits per byte at .* on validation set \| (\S+)")
 
@@ -69,7 +69,7 @@ def validate(
             flags += ["--tokenizer-model", tokenizer, "--tokenizer-type"]
             flags += [tokenizer_type_of(tokenizer)]
         flags += [] if step is None else ["--ckpt-step", step]
-        _run([str(PROGRAM), *map(str, flags)], said)
+        _run([*PROGRAM, *map(str, flags)], said)
     text = log.read_text(encoding="utf-8", errors="replace")
     if (found := _LOSS.search(text)) is None:
         raise EvaluationError(f"--split {what.split} leaves no sample to validate on; see {log}")

@@ -105,6 +105,15 @@ def probe(args: Namespace) -> dict[str, Part]:
     return {name: _part(trace, name, parameters[name]) for name in names}
 
 
+def count(args: Namespace) -> int:
+    """Parameters of the whole model of validated flags, each once, whatever the layout."""
+    args = copy.deepcopy(args)
+    vars(args).update(_ONE_STAGE, world_size=world_size(args))
+    with process_groups(args), FakeTensorMode(allow_non_fake_inputs=True), _without_curvatures():
+        initialize_rng_tracker(inference_rng_tracker=True, force_reset=True)
+        return _shards([_without_data(_model(args))]).total
+
+
 def _model(args: Namespace) -> Any:
     config = config_from_args(args)
     model_config = gpt_config_from_args(args, config, HelmModelConfig)

@@ -88,6 +88,6 @@ def test_data_that_is_not_there(tmp_path):
     program = Path(tmp_path, "program.py")
     program.write_text("import sys; sys.exit('pretrain_helm.py: error: --data-path none: no file')")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(validation, "PROGRAM", program)
+        patch.setattr(validation, "PROGRAM", [str(program)])
         with pytest.raises(EvaluationError, match="^--data-path none: no file$"):
             validation.validate(tmp_path, what, tmp_path / "log", None, None)

@@ -1,0 +1,153 @@
+"""Compare variants of a model: train them over learning rates and seeds, then test the difference.
+
+The file names variants as flags of pretrain_helm.py (examples/studies/). Each variant's learning
+rate is chosen on some seeds and reported on others; differences are paired by seed. Runs that are
+done are skipped, so a study that was stopped, or killed, goes on when it is called again.
+
+Example:
+    helm-megatron study examples/studies/geometry.toml --output-dir studies/geometry --at-once 2
+
+As a SLURM array, `--list` says how many tasks there are, and `--task $SLURM_ARRAY_TASK_ID` runs one
+(slurm/study.sbatch). It writes table.md, table.json and curves.png beside the runs' folders.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from helm_megatron.commands.options import positive
+from helm_megatron.data.output import staged
+from helm_megatron.errors import HelmError
+from helm_megatron.study import queue, report
+from helm_megatron.study.config import Run, Study, read
+from helm_megatron.study.cost import Cost, cost_of
+from helm_megatron.study.errors import StudyError
+from helm_megatron.study.records import Record
+
+
+def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("study", type=Path, help="the TOML file")
+    parser.add_argument("--output-dir", type=Path, required=True, help="folder of runs and tables")
+    parser.add_argument("--size", help="one of the file's sizes (default: its first)")
+    parser.add_argument(
+        "--at-once", type=positive, default=1, help="runs side by side (default: 1)"
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--list", action="store_true", help="list the tasks, and run none")
+    what.add_argument("--task", type=int, help="run only the task of this number")
+    what.add_argument("--report", action="store_true", help="write the tables of what is done")
+    return parser.parse_args()
+
+
+class Work:
+    """A study in its output folder."""
+
+    def __init__(self, study: Study, output: Path) -> None:
+        self.study, self.output = study, output
+
+    def job(self, run: Run, rate: float) -> queue.Job:
+        """The job of a run."""
+        return queue.job(self.study, run, rate, self.output)
+
+    def selections(self) -> list[queue.Job]:
+        """The jobs that select learning rates."""
+        runs = self.study.selections()
+        return [self.job(run, run.learning_rate) for run in runs if run.learning_rate is not None]
+
+    def reports(self) -> list[queue.Job]:
+        """The jobs that are reported, of the variants whose learning rate is known."""
+        chosen = report.select(self.study, self.selections())
+        rated = [(run, chosen[run.variant].rate) for run in self.study.reports()]
+        return [self.job(run, rate) for run, rate in rated if rate is not None]
+
+    def write(self, failed: dict[int, str]) -> str:
+        """Write table and figure of all runs that are done, and return the table."""
+        chosen = report.select(self.study, self.selections())
+        records: dict[tuple[str, int], Record] = {}
+        costs: dict[str, Cost] = {}
+        for job in self.reports():
+            name, rate, record = job.run.variant, chosen[job.run.variant].rate, job.record
+            if record is None or rate is None:
+                continue
+            records[name, job.run.seed] = record
+            if name not in costs:
+                flags = self.study.command_flags(job.run, rate)
+                costs[name] = cost_of(flags, record.vocabulary)
+        named = {run.number: run for run in [*self.study.selections(), *self.study.reports()]}
+        reasons = [
+            f"task {number}, {named[number].variant}, seed {named[number].seed}: {reason}"
+            for number, reason in sorted(failed.items())
+        ]
+        reasons += [
+            f"{name}: no learning rate was selected"
+            for name, selection in chosen.items()
+            if selection.rate is None
+        ]
+        table = report.rows(self.study, chosen, records, costs)
+        text = report.markdown(self.study, table, reasons)
+        folder = self.output / self.study.size
+        folder.mkdir(parents=True, exist_ok=True)
+        names = [folder / name for name in ("curves.png", "table.json", "table.md")]
+        with staged(names, True) as [curves, data, last]:
+            report.draw(self.study, records, curves)
+            data.write_text(report.as_json(self.study, table, reasons), encoding="utf-8")
+            last.write_text(text, encoding="utf-8")
+        return text
+
+
+def run_task(work: Work, number: int) -> dict[int, str]:
+    """Run one task of an array job; arrays hold no lock, as each task has its own folder."""
+    study = work.study
+    every = [*study.selections(), *study.reports()]
+    if not 0 <= number < len(every):
+        raise StudyError(f"--task {number}: there are tasks 0 to {len(every) - 1}")
+    run = every[number]
+    rate = run.learning_rate
+    if rate is None:
+        rate = report.select(study, work.selections())[run.variant].rate
+    if rate is None:
+        raise StudyError(
+            f"--task {number}: {run.variant} has no learning rate yet: run tasks 0 to "
+            f"{len(study.selections()) - 1} first"
+        )
+    job = work.job(run, rate)
+    with queue.lock(job.folder) as held:
+        return queue.run_all([job], 1, held)
+
+
+def do(args: argparse.Namespace) -> int:
+    """Do what the command line says; returns the exit code."""
+    work = Work(read(args.study, args.size), args.output_dir)
+    study = work.study
+    if args.list:
+        selections = len(study.selections())
+        for run in [*study.selections(), *study.reports()]:
+            rate = "the selected rate" if run.learning_rate is None else f"{run.learning_rate:g}"
+            print(f"{run.number}\t{run.variant}\tseed {run.seed}\t{rate}")
+        print(f"tasks 0 to {selections - 1} select learning rates", file=sys.stderr)
+        return 0
+    if args.task is not None:
+        return 1 if run_task(work, args.task) else 0
+    failed: dict[int, str] = {}
+    if not args.report:
+        with queue.lock(args.output_dir) as held:
+            failed |= queue.run_all(work.selections(), args.at_once, held)
+            failed |= queue.run_all(work.reports(), args.at_once, held)
+    print(work.write(failed), end="")
+    print(f"\ntable.md, table.json, curves.png: {args.output_dir / study.size}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def main() -> int:
+    """Run the tool; a problem ends it with one line and exit code 1."""
+    args = parse_args()
+    try:
+        return do(args)
+    except HelmError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; call it again to go on")

@@ -1,0 +1,1 @@
+"""Studies: variants of a model, trained under equal conditions, compared by statistics."""

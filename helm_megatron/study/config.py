@@ -1,0 +1,208 @@
+"""A study's TOML file: variants, learning rates, seeds, and the runs that they make."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from helm_megatron.study.errors import StudyError
+
+# Keys of the file, and the kind of each value.
+_KEYS: dict[str, type | tuple[type, ...]] = {
+    "baseline": str,
+    "seeds": list,
+    "selection_seeds": list,
+    "learning_rates": list,
+    "min_lr_ratio": (int, float),
+    "flags": str,
+    "sizes": dict,
+    "variants": dict,
+}
+_OPTIONAL = {"min_lr_ratio"}
+# What the study itself passes.
+_OWN_FLAGS = ("--seed", "--lr", "--min-lr", "--save", "--load", "--tensorboard-dir")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: a variant at a learning rate with a seed.
+
+    Attributes:
+        number: among all runs of the study; those that select learning rates come first.
+        learning_rate: None for a run at the rate that is selected.
+    """
+
+    number: int
+    variant: str
+    seed: int
+    learning_rate: float | None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is compared: flags beside those of all, and the variant that it is compared with."""
+
+    name: str
+    flags: tuple[str, ...]
+    baseline: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study at one of its sizes.
+
+    Attributes:
+        flags: of `pretrain_helm.py`, of all runs.
+        processes: of each run, by torchrun where there are several.
+        seeds: of the runs that are reported.
+        selection_seeds: of those that select a learning rate for each variant.
+        min_lr_ratio: `--min-lr` as a part of `--lr`.
+    """
+
+    name: str
+    size: str
+    flags: tuple[str, ...]
+    processes: int
+    variants: tuple[Variant, ...]
+    seeds: tuple[int, ...]
+    selection_seeds: tuple[int, ...]
+    learning_rates: tuple[float, ...]
+    min_lr_ratio: float
+
+    def selections(self) -> list[Run]:
+        """The runs that select learning rates; none where there is only one rate."""
+        if len(self.learning_rates) == 1:
+            return []
+        triples = [
+            (variant.name, seed, rate)
+            for variant in self.variants
+            for rate in self.learning_rates
+            for seed in self.selection_seeds
+        ]
+        return [Run(number, *triple) for number, triple in enumerate(triples)]
+
+    def reports(self) -> list[Run]:
+        """The runs that are reported."""
+        first = len(self.selections())
+        pairs = [(variant.name, seed) for seed in self.seeds for variant in self.variants]
+        return [Run(first + number, *pair, None) for number, pair in enumerate(pairs)]
+
+    def command_flags(self, run: Run, rate: float) -> list[str]:
+        """The flags of a run at a learning rate, its folder's apart."""
+        [variant] = [v for v in self.variants if v.name == run.variant]
+        own = ["--seed", str(run.seed), "--lr", f"{rate:g}"]
+        own += ["--min-lr", f"{rate * self.min_lr_ratio:g}"]
+        return [*self.flags, *variant.flags, *own]
+
+
+def read(path: Path, size: str | None) -> Study:
+    """The study of a file, at a size, or the first one that the file has.
+
+    Raises:
+        StudyError: naming what is missing, unknown or of the wrong kind.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StudyError(f"{path}: {error}") from error
+    _check_keys(path, data)
+    sizes = data["sizes"]
+    size = size or next(iter(sizes))
+    if size not in sizes:
+        raise StudyError(f"{path} has no size {size}: it has {', '.join(sizes)}")
+    parts = _table(path, f"sizes.{size}", sizes[size])
+    processes = _positive(path, f"sizes.{size}.processes", parts.pop("processes", 1))
+    variants = tuple(_variant(path, data, name, parts) for name in data["variants"])
+    names = [variant.name for variant in variants]
+    for variant in variants:
+        if variant.baseline not in names:
+            raise StudyError(f"{path}: {variant.name} is compared with {variant.baseline}: no such")
+    return Study(
+        name=path.stem,
+        size=size,
+        flags=_flags(path, "flags", data["flags"], parts),
+        processes=processes,
+        variants=variants,
+        seeds=_numbers(path, data, "seeds", int),
+        selection_seeds=_numbers(path, data, "selection_seeds", int),
+        learning_rates=_numbers(path, data, "learning_rates", (int, float)),
+        min_lr_ratio=float(data.get("min_lr_ratio", 0.1)),
+    )
+
+
+def _check_keys(path: Path, data: dict[str, Any]) -> None:
+    if missing := [key for key in _KEYS if key not in data and key not in _OPTIONAL]:
+        raise StudyError(f"{path} lacks {missing[0]}")
+    for key, value in data.items():
+        if key not in _KEYS:
+            raise StudyError(f"{path} has {key}, which is no setting: {', '.join(_KEYS)}")
+        if not isinstance(value, _KEYS[key]) or isinstance(value, bool):
+            raise StudyError(f"{path}: {key} is {value!r}, which is not of its kind")
+    for key in ("sizes", "variants"):
+        if not data[key]:
+            raise StudyError(f"{path}: {key} is empty")
+    if set(data["seeds"]) & set(data["selection_seeds"]):
+        raise StudyError(
+            f"{path}: a seed selects learning rates and is reported too: the choice would favour "
+            "what it had luck with; selection_seeds must be others"
+        )
+
+
+def _variant(path: Path, data: dict[str, Any], name: str, parts: dict[str, Any]) -> Variant:
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise StudyError(f"{path}: variant {name!r}: letters, digits, '.', '-' and '_' only")
+    table = _table(path, f"variants.{name}", data["variants"][name])
+    if unknown := table.keys() - {"flags", "baseline"}:
+        raise StudyError(f"{path}: variants.{name} has {unknown.pop()}: only flags and baseline")
+    flags = _flags(path, f"variants.{name}.flags", table.get("flags", ""), parts)
+    return Variant(name, flags, table.get("baseline", data["baseline"]))
+
+
+def _table(path: Path, name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise StudyError(f"{path}: {name} is {value!r}, not a table")
+    return dict(value)
+
+
+def _flags(path: Path, name: str, value: Any, parts: dict[str, Any]) -> tuple[str, ...]:
+    """Flags of a text; `{part}` is replaced by what the size calls so, `$NAME` by the shell's."""
+    if not isinstance(value, str):
+        raise StudyError(f"{path}: {name} is {value!r}, not flags as a text")
+
+    def replaced(match: re.Match) -> str:
+        part, variable = match.groups()
+        if part is not None and isinstance(parts.get(part), str):
+            return parts[part]
+        if variable is not None and variable in os.environ:
+            return os.environ[variable]
+        missing = f"the size has no text {part}" if part else f"export {variable}=... first"
+        raise StudyError(f"{path}: {name} has {match[0]}: {missing}")
+
+    once = re.sub(r"\{(\w+)\}|\$(\w+)", replaced, value)
+    words = shlex.split(re.sub(r"\{(\w+)\}|\$(\w+)", replaced, once), comments=True)
+    for word in words:
+        if word.partition("=")[0] in _OWN_FLAGS:
+            raise StudyError(f"{path}: {name} has {word}, which the study passes itself")
+    return tuple(words)
+
+
+def _numbers(path: Path, data: dict[str, Any], key: str, kind: Any) -> tuple:
+    values = data[key]
+    if not values or not all(isinstance(v, kind) and not isinstance(v, bool) for v in values):
+        raise StudyError(f"{path}: {key} is {values!r}, not a list of numbers")
+    if len(set(values)) < len(values):
+        raise StudyError(f"{path}: {key} names a number twice: {values!r}")
+    if key == "learning_rates" and min(values) <= 0:
+        raise StudyError(f"{path}: {key} must be positive: {values!r}")
+    return tuple(values)
+
+
+def _positive(path: Path, name: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise StudyError(f"{path}: {name} is {value!r}, not a number from 1 on")
+    return value

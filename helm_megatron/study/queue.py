@@ -1,0 +1,153 @@
+"""The runs of a study, N at a time on this machine: started, stopped with it, gone on with."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from helm_megatron.study import records
+from helm_megatron.study.config import Run, Study
+from helm_megatron.study.errors import StudyError
+
+PROGRAM = ("-m", "helm_megatron.cli", "pretrain")
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run with its folder and its command."""
+
+    run: Run
+    folder: Path
+    command: list[str]
+
+    @property
+    def record(self) -> records.Record | None:
+        """What it came to; None if it has not, or as another command.
+
+        Raises:
+            StudyError: its record is damaged.
+        """
+        found = records.read(self.folder / "record.json")
+        return found if found is not None and found.command == self.command else None
+
+
+def job(study: Study, run: Run, rate: float, output: Path) -> Job:
+    """The job of a run at a learning rate; what it writes lies below the output folder."""
+    folder = output / study.size / run.variant / f"lr-{rate:g}" / f"seed-{run.seed}"
+    flags = study.command_flags(run, rate)
+    if "--save-interval" in flags:  # then a killed run goes on where it was
+        flags += ["--save", str(folder / "checkpoints"), "--load", str(folder / "checkpoints")]
+    command = [sys.executable, *PROGRAM, *flags]
+    if study.processes > 1:
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+        command[1:1] = [*launcher, str(study.processes)]
+    return Job(run, folder, command)
+
+
+@contextlib.contextmanager
+def lock(output: Path) -> Iterator[int]:
+    """Hold the output folder; its runs hold it too, so that no other study meets one of them.
+
+    Raises:
+        StudyError: another study has it, or a run that a killed study left is still ending.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StudyError(
+                f"{output} is in use: by another study, or by a run of one that was killed"
+            ) from error
+        yield file.fileno()
+
+
+def run_all(jobs: Sequence[Job], at_once: int, held: int) -> dict[int, str]:
+    """Run the jobs that have no record yet.
+
+    Args:
+        at_once: how many side by side.
+        held: the file descriptor of `lock`.
+
+    Returns:
+        Why each failed that did, by the run's number.
+    """
+    waiting = [each for each in jobs if each.record is None]
+    done = len(jobs) - len(waiting)
+    print(f"{len(jobs)} runs, {done} done before", file=sys.stderr, flush=True)
+    running: dict[int, tuple[Job, subprocess.Popen]] = {}
+    failed: dict[int, str] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                next_job = waiting.pop(0)
+                running[next_job.run.number] = next_job, _start(next_job, held)
+            time.sleep(0.1)
+            for number, (ended, process) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[number]
+                reason = _finish(ended, process.returncode)
+                if reason is not None:
+                    failed[number] = reason
+                _say(ended, reason)
+    finally:
+        for _, process in running.values():
+            process.terminate()
+        for _, process in running.values():
+            process.wait()
+    return failed
+
+
+def _start(job: Job, held: int) -> subprocess.Popen:
+    job.folder.mkdir(parents=True, exist_ok=True)
+    # Of a run that cannot go on, only the last start counts.
+    mode = "a" if "--save" in job.command else "w"
+    with (job.folder / "log").open(mode) as log:
+        return subprocess.Popen(
+            job.command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            pass_fds=[held],
+            preexec_fn=functools.partial(_die_with, os.getpid()),
+        )
+
+
+def _die_with(parent: int) -> None:
+    """Where the study is killed, its runs must not go on unseen (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGTERM)
+        if os.getppid() != parent:  # it was killed just now
+            os._exit(1)
+
+
+def _finish(job: Job, code: int) -> str | None:
+    """Write the record of a run that ended; what is wrong with it where it has none."""
+    text = (job.folder / "log").read_text(errors="replace")
+    if code:
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        said = [line for line in lines if "error" in line.lower()] or lines or ["nothing"]
+        return f"exit code {code}: {said[-1]}"
+    try:
+        records.write(records.of_log(text, job.command), job.folder / "record.json")
+    except StudyError as error:
+        return str(error)
+    return None
+
+
+def _say(job: Job, reason: str | None) -> None:
+    name = f"{job.run.variant}, seed {job.run.seed}, {job.folder.parent.name}"
+    outcome = "done" if reason is None else f"failed ({job.folder / 'log'}): {reason}"
+    print(f"{name}: {outcome}", file=sys.stderr, flush=True)
