@@ -8,7 +8,7 @@
 # Stopped, in whatever way, and run again, it goes on where it was; `make clean` and it starts over.
 #
 # Arguments are further flags of the training, as --geometry euclidean or --seed 2.
-# Variables: RUN_DIR (runs/quickstart), PYTHON (.venv/bin/python), ITERATIONS (880; a multiple of 4).
+# Variables: RUN_DIR (runs/quickstart), PYTHON (.venv/bin/python), ITERATIONS (1000; a multiple of 4).
 set -euo pipefail
 
 fail() {
@@ -19,7 +19,7 @@ fail() {
 cd "$(dirname "$0")/.."
 RUN_DIR=${RUN_DIR:-runs/quickstart}
 PYTHON=${PYTHON:-.venv/bin/python}
-ITERATIONS=${ITERATIONS:-880}
+ITERATIONS=${ITERATIONS:-1000}
 if ! [[ $ITERATIONS =~ ^[1-9][0-9]*$ ]] || ((ITERATIONS % 4)); then
     fail "ITERATIONS=$ITERATIONS: not a multiple of 4"
 fi
