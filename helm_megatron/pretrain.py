@@ -114,6 +114,8 @@ def checked_args() -> argparse.Namespace:
             check_training(args)
             if start.folder is not None and saved is not None:
                 compatibility.check_compatible(args, saved, start.folder)
+                for line in compatibility.changes(args, saved):
+                    note(f"another function: {line}")
                 check_plan(args, state, start.folder)
             check_fit(args, get_tokenizer())
             check_parts(args)
@@ -176,6 +178,12 @@ def failed(reason: str, exit_code: int = 1, every_rank: bool = False) -> NoRetur
         where = f" (rank {rank})" if every_rank else ""
         print(f"pretrain_helm.py: error{where}: {reason}", file=sys.stderr, flush=True)
     sys.exit(exit_code)
+
+
+def note(line: str) -> None:
+    """Say one line, which every rank knows, once."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"pretrain_helm.py: {line}", file=sys.stderr, flush=True)
 
 
 class InvalidLossError(HelmError):
@@ -275,9 +283,8 @@ def main() -> None:
             container = training_config(args)
     except HelmError as error:
         failed(str(error), exit_code=2)
-    if args.rank == 0:
-        for line in without_effect(args):
-            print(f"pretrain_helm.py: without effect: {line}", file=sys.stderr, flush=True)
+    for line in without_effect(args):
+        note(f"without effect: {line}")
     try:
         pretrain(container, train_valid_test_datasets, ModelType.encoder_or_decoder, forward_step)
     except HelmError as error:

@@ -17,14 +17,23 @@ from torch.distributed.checkpoint.api import CheckpointException
 from helm_megatron.arguments import add_helm_args, helm_settings_from_args
 from helm_megatron.checkpoint.failures import reason
 from helm_megatron.checkpoint.files import CheckpointError, whole_iterations
-from helm_megatron.checks import ArgumentError
+from helm_megatron.checks import ArgumentError, flag_of
 
 # Megatron's `--use-checkpoint-args` copies most of a dense architecture; these complete the copy.
 ARCHITECTURE = """
     multi_latent_attention q_lora_rank kv_lora_rank qk_head_dim qk_pos_emb_head_dim v_head_dim
-    rope_type norm_epsilon qk_layernorm moe_router_num_groups moe_router_group_topk
+    rope_type layernorm_epsilon qk_layernorm moe_router_num_groups moe_router_group_topk
     use_rope_scaling rope_scaling_factor rotary_seq_len_interpolation_factor rotary_scaling_factor
     yarn_original_max_position_embeddings yarn_beta_fast yarn_beta_slow mscale mscale_all_dim
+""".split()
+# What changes the model's function and no name or shape of a tensor, and may be changed on purpose:
+# for longer texts the rotary base.
+FUNCTION = """
+    rotary_base rotary_percent rotary_interleaved rope_type use_rope_scaling rope_scaling_factor
+    rotary_seq_len_interpolation_factor rotary_scaling_factor yarn_original_max_position_embeddings
+    yarn_beta_fast yarn_beta_slow mscale mscale_all_dim layernorm_epsilon moe_router_topk
+    moe_router_score_function moe_router_pre_softmax moe_router_topk_scaling_factor
+    moe_router_num_groups moe_router_group_topk
 """.split()
 # Of the run, not of the model: they may change from run to run.
 TRAINING = {"mice_fixed_curvature"}
@@ -108,6 +117,16 @@ def check_compatible(args: argparse.Namespace, saved: argparse.Namespace, folder
             f"--embedding-optimizer {trains[0][1]}: the checkpoint {folder} has {trains[1][1]}, "
             "and so another state of the embedding; pass the same, or --no-load-optim"
         )
+
+
+def changes(args: argparse.Namespace, saved: argparse.Namespace) -> list[str]:
+    """Each flag by which the run computes another function of the checkpoint's parameters."""
+    theirs, ours = vars(saved), vars(args)
+    return [
+        f"{flag_of(name)} {_shown(ours[name])}: the checkpoint has {_shown(theirs[name])}"
+        for name in FUNCTION
+        if name in theirs and ours[name] != theirs[name]
+    ]
 
 
 def _differences(args: argparse.Namespace, saved: argparse.Namespace) -> list[tuple[str, Any, Any]]:

@@ -72,6 +72,19 @@ def test_checkpoint_gives_the_flags(starter, saved):
     assert codes == [2] and "--curvature 1.0" in complaints(output)[0]
 
 
+def test_another_function_of_the_same_parameters_is_named(starter, saved):
+    """Nothing in a checkpoint's tensors tells of these, and some are changed on purpose."""
+    changed = ["--rotary-base", 5000, "--norm-epsilon", 1e-4, "--moe-router-topk", 3]
+    ranks = starter.start(*SAVED, "--load", saved[0], "--ckpt-step", 2, *changed, processes=2)
+    assert ranks.join() == [0, 0], ranks.output[-4000:]
+    named = [line for line in ranks.output.splitlines() if "another function: " in line]
+    assert [line.partition("function: ")[2] for line in named] == [
+        "--rotary-base 5000: the checkpoint has 10000",
+        "--norm-epsilon 0.0001: the checkpoint has 1e-05",
+        "--moe-router-topk 3: the checkpoint has 2",
+    ]
+
+
 def test_other_programs_checkpoint_is_refused(starter, saved):
     """One that has arguments, but none of HELM's."""
     folder = starter.folder / "foreign"
