@@ -9,7 +9,7 @@ import pytest
 from helm_megatron import cli
 
 # Megatron's own parser: tests/pretrain/test_flag_sweep.py; preflight's flags are the job script's.
-OTHERS = {"verify", "build-data-cache", "preflight"}
+OTHERS = {"pretrain", "verify", "build-data-cache", "preflight"}
 # Checked with others, after parsing: plan's numbers of a cluster, doctor's seconds.
 LATER = {"plan", "doctor"}
 BAD = ["-1", "nan", "x", ""]

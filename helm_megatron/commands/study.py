@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from helm_megatron.commands.options import positive
+from helm_megatron.commands.options import not_negative, positive
 from helm_megatron.data.output import staged
 from helm_megatron.errors import HelmError
 from helm_megatron.study import queue, report
@@ -38,7 +38,7 @@ def parse_args() -> argparse.Namespace:
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--list", action="store_true", help="list the tasks, and run none")
-    what.add_argument("--task", type=int, help="run only the task of this number")
+    what.add_argument("--task", type=not_negative, help="run only the task of this number")
     what.add_argument("--report", action="store_true", help="write the tables of what is done")
     return parser.parse_args()
 
@@ -103,7 +103,7 @@ def run_task(work: Work, number: int) -> dict[int, str]:
     """Run one task of an array job; arrays hold no lock, as each task has its own folder."""
     study = work.study
     every = [*study.selections(), *study.reports()]
-    if not 0 <= number < len(every):
+    if number >= len(every):
         raise StudyError(f"--task {number}: there are tasks 0 to {len(every) - 1}")
     run = every[number]
     rate = run.learning_rate

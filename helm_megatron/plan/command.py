@@ -55,7 +55,14 @@ def main() -> int:
     )
     default = Cluster(gpus=8)
     parser.add_argument("recipe", type=Path, help="a shell file that sets MODEL_ARGS")
-    parser.add_argument("--gpus", type=int, required=True, help="GPUs of the whole cluster")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--gpus", type=int, help="GPUs of the whole cluster")
+    what.add_argument(
+        "--match",
+        choices=("parameters", "flops"),
+        help="instead: the widths of the other geometry's model that has as many",
+    )
+    parser.add_argument("--multiple", type=int, default=16, help="of --match's widths (default 16)")
     for name, (flag, kind, unit) in _OPTIONS.items():
         parser.add_argument(
             flag,
@@ -68,10 +75,32 @@ def main() -> int:
     parser.add_argument("--top", type=int, default=10, help="layouts shown (default 10)")
     parser.add_argument("--json", action="store_true", help="every layout, as JSON")
     try:
-        return run(parser.parse_args())
+        options = parser.parse_args()
+        return run(options) if options.match is None else match_twin(options)
     except ArgumentError as error:
         print(f"helm-megatron: error: {error}", file=sys.stderr)
         return 2
+
+
+def match_twin(options: argparse.Namespace) -> int:
+    """Print the twin that costs the same; returns 0.
+
+    Raises:
+        ArgumentError: the recipe cannot be, or has no such twin.
+    """
+    if options.multiple < 1:
+        raise ArgumentError(f"--multiple {options.multiple}: must be 1 or more")
+    flags = read(options.recipe, {"GPUS": str(RECIPE_GPUS[0])})
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    from helm_megatron import megatron_patches
+
+    megatron_patches.apply()
+    from helm_megatron.plan.match import as_json, as_text, match
+
+    logging.disable(logging.WARNING)
+    found = match(flags, options.match, options.multiple)
+    print(as_json(found) if options.json else as_text(found, options.match))
+    return 0
 
 
 def run(options: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ from scipy import stats
 
 from helm_megatron.study import config, queue, records, report, statistics
 from helm_megatron.study.errors import StudyError
+from tests import forked
 
 ROOT = Path(__file__).parents[2]
 DRIVER = Path(__file__).with_name("study_of_fakes.py")
@@ -243,16 +244,19 @@ def test_statistics_are_those_of_scipy():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples/studies").glob("*.toml")), ids=str)
 @pytest.mark.parametrize("size", ["laptop", "8gpus"])
-def test_examples_can_be_run(path, size, monkeypatch, tmp_path):
-    from helm_megatron.study.cost import cost_of
-
+def test_examples_can_be_run(path, size, tmp_path):
     for name in ("data.bin", "data.idx"):
         (tmp_path / name).touch()
-    monkeypatch.setenv("DATA", str(tmp_path / "data"))
-    monkeypatch.setenv("TOKENIZER", "tokenizer")
-    study = config.read(path, size)
-    runs = {run.variant: study.command_flags(run, 1e-3) for run in study.reports()}
-    flops = {name: cost_of(flags, 128).flops for name, flags in runs.items()}
-    assert len(flops) == len(study.variants) >= 3
-    assert max(flops.values()) < 1.5 * min(flops.values()) or path.stem == "geometry"
-    assert report.select(study, [])[study.variants[0].name].rate is None
+    variables = {"DATA": str(tmp_path / "data"), "TOKENIZER": "tokenizer"}
+    script = Path(__file__).with_name("costs_of_study.py")
+    done = forked.command(script, path, size, env=variables)
+    assert done.returncode == 0, done.stderr
+    costs = json.loads(done.stdout)
+    flops = [cost["flops"] for cost in costs.values()]
+    assert len(costs) >= 3 and min(cost["parameters"] for cost in costs.values()) > 1e5
+    assert max(flops) < 1.5 * min(flops) or path.stem == "geometry"
+
+
+def test_nothing_is_selected_before_a_run(file):
+    study = config.read(file, None)
+    assert report.select(study, [])["narrow"].rate is None
