@@ -10,6 +10,7 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from helm_megatron.analysis.activations import Activations
@@ -17,8 +18,8 @@ from helm_megatron.analysis.activations import Activations
 
 def _save(path: Path, axes: Axes, **labels: str) -> Path:
     axes.set(**labels)
-    figure = axes.get_figure(root=True)
-    assert figure is not None
+    figure = axes.get_figure()
+    assert isinstance(figure, Figure)
     figure.savefig(path, format="png", dpi=120)
     plt.close(figure)
     return path

@@ -1,10 +1,14 @@
 """The progress bar of preprocessing."""
 
+import sys
 import time
 
 from tqdm import tqdm
 
 from helm_megatron.data.partial import Counts
+
+# Of a line in a file, which some versions of tqdm cut at a terminal's width.
+_LOG_WIDTH = 200
 
 
 class Progress:
@@ -23,7 +27,11 @@ class Progress:
         share = "{percentage:3.0f}%|{bar:20}| " if total else ""
         times = "[{elapsed}<{remaining}]" if total else "[{elapsed}]"
         self._bar = tqdm(
-            total=total, initial=consumed, bar_format=f"{share}{{desc}} {times}", mininterval=0
+            total=total,
+            initial=consumed,
+            bar_format=f"{share}{{desc}} {times}",
+            mininterval=0,
+            ncols=None if sys.stderr.isatty() else _LOG_WIDTH,
         )
 
     def show(self, counts: Counts, consumed: int, *, last: bool = False) -> None:

@@ -185,7 +185,10 @@ def test_columns_of_every_textual_type(tmp_path, kind):
         )
     elif isinstance(column, pyarrow.BaseExtensionType):
         array = pyarrow.ExtensionArray.from_storage(column, array.cast(column.storage_type))
-    parquet.write_table(pyarrow.table({"text": array.cast(column)}), tmp_path / "a.parquet")
+    try:
+        parquet.write_table(pyarrow.table({"text": array.cast(column)}), tmp_path / "a.parquet")
+    except pyarrow.ArrowNotImplementedError as error:
+        pytest.skip(f"pyarrow {pyarrow.__version__} writes no such file: {error}")
     assert read(tmp_path / "a.parquet")[:2] == (texts, [])
 
 
