@@ -19,22 +19,22 @@ from helm_megatron.checkpoint.failures import reason
 from helm_megatron.checkpoint.files import CheckpointError, whole_iterations
 from helm_megatron.checks import ArgumentError, flag_of
 
-# Megatron's `--use-checkpoint-args` copies most of a dense architecture; these complete the copy.
-ARCHITECTURE = """
-    multi_latent_attention q_lora_rank kv_lora_rank qk_head_dim qk_pos_emb_head_dim v_head_dim
-    rope_type layernorm_epsilon qk_layernorm moe_router_num_groups moe_router_group_topk
-    use_rope_scaling rope_scaling_factor rotary_seq_len_interpolation_factor rotary_scaling_factor
-    yarn_original_max_position_embeddings yarn_beta_fast yarn_beta_slow mscale mscale_all_dim
+# Of the model's function, with no trace in a name or shape, and not in Megatron's own copy either.
+_NOT_COPIED = """
+    rope_type use_rope_scaling rope_scaling_factor rotary_seq_len_interpolation_factor
+    rotary_scaling_factor yarn_original_max_position_embeddings yarn_beta_fast yarn_beta_slow mscale
+    mscale_all_dim layernorm_epsilon moe_router_num_groups moe_router_group_topk
 """.split()
+# Megatron's `--use-checkpoint-args` copies most of a dense architecture; these complete the copy.
+_LATENT = "q_lora_rank kv_lora_rank qk_head_dim qk_pos_emb_head_dim v_head_dim".split()
+ARCHITECTURE = ["multi_latent_attention", *_LATENT, "qk_layernorm", *_NOT_COPIED]
 # What changes the model's function and no name or shape of a tensor, and may be changed on purpose:
 # for longer texts the rotary base.
-FUNCTION = """
-    rotary_base rotary_percent rotary_interleaved rope_type use_rope_scaling rope_scaling_factor
-    rotary_seq_len_interpolation_factor rotary_scaling_factor yarn_original_max_position_embeddings
-    yarn_beta_fast yarn_beta_slow mscale mscale_all_dim layernorm_epsilon moe_router_topk
-    moe_router_score_function moe_router_pre_softmax moe_router_topk_scaling_factor
-    moe_router_num_groups moe_router_group_topk
-""".split()
+FUNCTION = [
+    *("rotary_base", "rotary_percent", "rotary_interleaved", *_NOT_COPIED),
+    *("moe_router_topk", "moe_router_score_function", "moe_router_pre_softmax"),
+    "moe_router_topk_scaling_factor",
+]
 # Of the run, not of the model: they may change from run to run.
 TRAINING = {"mice_fixed_curvature"}
 

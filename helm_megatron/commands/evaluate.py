@@ -78,8 +78,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--seed",
         type=seed,
-        default=1234,
-        help="with --tasks validation: of training (default 1234)",
+        help="with --tasks validation: of training (default: Megatron's, 1234)",
     )
     parser.add_argument(
         "--update-card",
@@ -187,13 +186,15 @@ def check_data(args: argparse.Namespace) -> None:
         raise EvaluationError("--tasks validation is none of lm-eval's: run the others apart")
     if validation and (args.data_path is None or args.split is None):
         raise EvaluationError("--tasks validation needs --data-path and --split, as for training")
-    if not validation and args.data_path is not None:
-        raise EvaluationError("--data-path is for --tasks validation")
+    for name in () if validation else ("data_path", "seed"):
+        if getattr(args, name) is not None:
+            raise EvaluationError(f"--{name.replace('_', '-')} is for --tasks validation")
     if not validation and (args.unigram_data is None) != (args.split is None):
         raise EvaluationError("--unigram-data and --split come together, as for training")
     if validation:
         others = ("unigram_data", "limit", "num_fewshot", "device", "log_samples", "update_card")
-        if given := [name for name in others if getattr(args, name)]:
+        given = [name for name in (*others, "trust_remote_code") if getattr(args, name)]
+        if given := given + ["dtype"] * (args.dtype != "auto"):
             raise EvaluationError(f"--{given[0].replace('_', '-')} is not for --tasks validation")
         if not args.batch_size.isdecimal():
             raise EvaluationError(f"--batch-size {args.batch_size}: a number for validation")
@@ -203,7 +204,8 @@ def validate(args: argparse.Namespace) -> str:
     """Validate the model and return the table of its loss."""
     from helm_megatron.evaluation import validation
 
-    what = validation.Validation(args.data_path, args.split, args.seed, int(args.batch_size))
+    shuffled_by = 1234 if args.seed is None else args.seed
+    what = validation.Validation(args.data_path, args.split, shuffled_by, int(args.batch_size))
     try:
         args.output_dir.mkdir(parents=True, exist_ok=True)
         log = args.output_dir / "validation.log"
@@ -212,7 +214,7 @@ def validate(args: argparse.Namespace) -> str:
         raise EvaluationError(f"{error.filename}: {error.strerror}") from error
     table = validation.table(args.load, found)
     summary = {"model": str(args.load), "tasks": args.tasks, "data_path": args.data_path}
-    summary |= {"split": args.split, "seed": args.seed, "scores": found}
+    summary |= {"split": args.split, "seed": shuffled_by, "scores": found}
     names = [args.output_dir / "scores.md", args.output_dir / "scores.json"]
     with staged(names, True) as [markdown_file, last]:
         markdown_file.write_text(table, encoding="utf-8")
@@ -250,4 +252,5 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit("interrupted; no scores were written")
     print(table, end="")
-    print(f"\nscores.md, scores.json: {args.output_dir}", file=sys.stderr)
+    picture = "" if args.tasks == "validation" else ", scores.png"
+    print(f"\nscores.md, scores.json{picture}: {args.output_dir}", file=sys.stderr)

@@ -58,18 +58,21 @@ class Work:
         runs = self.study.selections()
         return [self.job(run, run.learning_rate) for run in runs if run.learning_rate is not None]
 
-    def reports(self) -> list[queue.Job]:
+    def chosen(self) -> dict[str, report.Selection]:
+        """The learning rate of each variant, by the runs that are done."""
+        return report.select(self.study, self.selections())
+
+    def reports(self, chosen: dict[str, report.Selection]) -> list[queue.Job]:
         """The jobs that are reported, of the variants whose learning rate is known."""
-        chosen = report.select(self.study, self.selections())
         rated = [(run, chosen[run.variant].rate) for run in self.study.reports()]
         return [self.job(run, rate) for run, rate in rated if rate is not None]
 
     def write(self, failed: dict[int, str]) -> str:
         """Write table and figure of all runs that are done, and return the table."""
-        chosen = report.select(self.study, self.selections())
+        chosen = self.chosen()
         records: dict[tuple[str, int], Record] = {}
         costs: dict[str, Cost] = {}
-        for job in self.reports():
+        for job in self.reports(chosen):
             name, rate, record = job.run.variant, chosen[job.run.variant].rate, job.record
             if record is None or rate is None:
                 continue
@@ -100,7 +103,7 @@ class Work:
 
 
 def run_task(work: Work, number: int) -> dict[int, str]:
-    """Run one task of an array job; arrays hold no lock, as each task has its own folder."""
+    """Run one task of an array job, which holds its own folder only: others run beside it."""
     study = work.study
     every = [*study.selections(), *study.reports()]
     if number >= len(every):
@@ -108,7 +111,7 @@ def run_task(work: Work, number: int) -> dict[int, str]:
     run = every[number]
     rate = run.learning_rate
     if rate is None:
-        rate = report.select(study, work.selections())[run.variant].rate
+        rate = work.chosen()[run.variant].rate
     if rate is None:
         raise StudyError(
             f"--task {number}: {run.variant} has no learning rate yet: run tasks 0 to "
@@ -136,7 +139,7 @@ def do(args: argparse.Namespace) -> int:
     if not args.report:
         with queue.lock(args.output_dir) as held:
             failed |= queue.run_all(work.selections(), args.at_once, held)
-            failed |= queue.run_all(work.reports(), args.at_once, held)
+            failed |= queue.run_all(work.reports(work.chosen()), args.at_once, held)
     print(work.write(failed), end="")
     print(f"\ntable.md, table.json, curves.png: {args.output_dir / study.size}", file=sys.stderr)
     return 1 if failed else 0

@@ -68,6 +68,8 @@ def test_number_of_the_training(data, tmp_path):
         ("--tasks validation,offline --data-path x --split 1,1,0", "run the others apart"),
         ("--data-path x", "--data-path is for --tasks validation"),
         ("--tasks validation --data-path x --split 9,1,0 --limit 3", "--limit is not for"),
+        ("--seed 3", "--seed is for --tasks validation"),
+        ("--tasks validation --data-path x --split 9,1,0 --dtype float32", "--dtype is not for"),
         ("--tasks validation --data-path x --split 9,1,0 --batch-size auto", "a number for"),
     ],
 )

@@ -15,9 +15,9 @@ _SPACE = "\u2581"
 def token_bytes(tokenizer: Any) -> Tensor | None:
     """Bytes of UTF-8 by token id, fp32 `[vocabulary]`; None where the tokenizer cannot tell.
 
-    Of byte-level BPE, SentencePiece and its like, and tiktoken. Special tokens (the end of a
-    document) have none. The sum over a text's tokens is the size of the text as the tokenizer has
-    normalized it; SentencePiece's leading space counts.
+    Of byte-level BPE, SentencePiece and its like. Special tokens (the end of a document) have none.
+    The sum over a text's tokens is the size of the text as the tokenizer has normalized it;
+    SentencePiece's leading space counts.
 
     Args:
         tokenizer: Megatron's, or a Hugging Face tokenizer.
