@@ -3,6 +3,7 @@
 import contextlib
 import os
 import resource
+import signal
 import sys
 from pathlib import Path
 
@@ -13,6 +14,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from helm_megatron import megatron_patches
 
 megatron_patches.apply()  # before any test imports megatron
+
+# Tests send these to programs that they start; under nohup and in scripts they would be ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 TESTS = Path(__file__).parent
 # The longest first, so that no worker is left alone with one at the end.

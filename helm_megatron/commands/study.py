@@ -22,7 +22,7 @@ from helm_megatron.study import queue, report
 from helm_megatron.study.config import Run, Study, read
 from helm_megatron.study.cost import Cost, cost_of
 from helm_megatron.study.errors import StudyError
-from helm_megatron.study.records import Record
+from helm_megatron.study.records import Answers, Record
 
 
 def parse_args() -> argparse.Namespace:
@@ -72,11 +72,14 @@ class Work:
         chosen = self.chosen()
         records: dict[tuple[str, int], Record] = {}
         costs: dict[str, Cost] = {}
+        answers: dict[tuple[str, int], dict[str, Answers]] = {}
         for job in self.reports(chosen):
             name, rate, record = job.run.variant, chosen[job.run.variant].rate, job.record
             if record is None or rate is None:
                 continue
             records[name, job.run.seed] = record
+            if job.tasks and (scores := job.scores) is not None:
+                answers[name, job.run.seed] = scores
             if name not in costs:
                 flags = self.study.command_flags(job.run, rate)
                 costs[name] = cost_of(flags, record.vocabulary)
@@ -90,7 +93,7 @@ class Work:
             for name, selection in chosen.items()
             if selection.rate is None
         ]
-        table = report.rows(self.study, chosen, records, costs)
+        table = report.rows(self.study, chosen, records, costs, answers)
         text = report.markdown(self.study, table, reasons)
         folder = self.output / self.study.size
         folder.mkdir(parents=True, exist_ok=True)

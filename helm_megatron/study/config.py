@@ -20,10 +20,11 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "learning_rates": list,
     "min_lr_ratio": (int, float),
     "flags": str,
+    "tasks": list,
     "sizes": dict,
     "variants": dict,
 }
-_OPTIONAL = {"min_lr_ratio"}
+_OPTIONAL = {"min_lr_ratio", "tasks"}
 # What the study itself passes.
 _OWN_FLAGS = ("--seed", "--lr", "--min-lr", "--save", "--load", "--tensorboard-dir")
 
@@ -62,6 +63,7 @@ class Study:
         seeds: of the runs that are reported.
         selection_seeds: of those that select a learning rate for each variant.
         min_lr_ratio: `--min-lr` as a part of `--lr`.
+        tasks: question sets that the models of the reported runs answer, as for `evaluate`.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Study:
     selection_seeds: tuple[int, ...]
     learning_rates: tuple[float, ...]
     min_lr_ratio: float
+    tasks: tuple[str, ...] = ()
 
     def selections(self) -> list[Run]:
         """The runs that select learning rates; none where there is only one rate."""
@@ -122,17 +125,27 @@ def read(path: Path, size: str | None) -> Study:
     for variant in variants:
         if variant.baseline not in names:
             raise StudyError(f"{path}: {variant.name} is compared with {variant.baseline}: no such")
+    flags = _flags(path, "flags", data["flags"], parts)
     return Study(
         name=path.stem,
         size=size,
-        flags=_flags(path, "flags", data["flags"], parts),
+        flags=flags,
         processes=processes,
         variants=variants,
         seeds=_numbers(path, data, "seeds", int),
         selection_seeds=_numbers(path, data, "selection_seeds", int),
         learning_rates=_numbers(path, data, "learning_rates", (int, float)),
         min_lr_ratio=float(data.get("min_lr_ratio", 0.1)),
+        tasks=_tasks(path, data.get("tasks", []), flags),
     )
+
+
+def _tasks(path: Path, names: list[Any], flags: tuple[str, ...]) -> tuple[str, ...]:
+    if not all(isinstance(name, str) and name and "," not in name for name in names):
+        raise StudyError(f"{path}: tasks is {names!r}, not a list of lm-eval's tasks")
+    if names and "--save-interval" not in flags:
+        raise StudyError(f"{path}: tasks need the trained model: add --save-interval to the flags")
+    return tuple(names)
 
 
 def _check_keys(path: Path, data: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -81,6 +82,39 @@ def of_log(text: str, command: list[str]) -> Record:
         seconds=total,
         vocabulary=max((int(size) for size in _VOCABULARY.findall(text)), default=0),
     )
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model answered to a question set.
+
+    Attributes:
+        right: the part of the questions, by lm-eval's `acc`.
+        chance: what guessing gives; None where it is not known.
+    """
+
+    right: float
+    chance: float | None
+
+
+def read_scores(path: Path, tasks: Sequence[str]) -> dict[str, Answers] | None:
+    """The answers to these question sets that `helm-megatron evaluate` wrote; None if not to all.
+
+    Raises:
+        StudyError: the file is damaged.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        found = {
+            score["task"]: Answers(float(score["value"]), score["chance"])
+            for score in data["scores"]
+            if score["metric"] == "acc"
+        }
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise StudyError(f"{path}: {error!r}; delete it to ask again") from error
+    return {task: found[task] for task in tasks} if set(tasks) <= set(found) else None
 
 
 def write(record: Record, path: Path) -> None:

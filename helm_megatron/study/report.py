@@ -14,10 +14,11 @@ import numpy as np
 from helm_megatron.study.config import Study, Variant
 from helm_megatron.study.cost import Cost
 from helm_megatron.study.queue import Job
-from helm_megatron.study.records import Record
+from helm_megatron.study.records import Answers, Record
 from helm_megatron.study.statistics import Mean, Paired, mean, paired
 
 Records = Mapping[tuple[str, int], Record]
+AllAnswers = Mapping[tuple[str, int], Mapping[str, Answers]]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,15 @@ class Selection:
 
 
 @dataclass(frozen=True)
+class Answered:
+    """What a variant's models answered to a question set: the part that is right."""
+
+    right: Mean
+    chance: float | None
+    difference: Paired | None
+
+
+@dataclass(frozen=True)
 class Row:
     """A variant in the table; its loss and cost are means over the seeds."""
 
@@ -46,6 +56,7 @@ class Row:
     difference: Paired | None
     cost: Cost
     seconds: float
+    answered: dict[str, Answered]
 
 
 def select(study: Study, jobs: Sequence[Job]) -> dict[str, Selection]:
@@ -74,8 +85,10 @@ def rows(
     selections: Mapping[str, Selection],
     records: Records,
     costs: Mapping[str, Cost],
+    answers: AllAnswers,
 ) -> list[Row]:
     """The table's rows; a variant without a finished run has none."""
+    losses = {key: record.loss for key, record in records.items()}
     result = []
     for variant in study.variants:
         own = [records[key] for seed in study.seeds if (key := (variant.name, seed)) in records]
@@ -89,20 +102,34 @@ def rows(
                 selection=selections[variant.name],
                 loss=mean([record.loss for record in own]),
                 bits_per_byte=mean(bits) if len(bits) == len(own) else None,
-                difference=_difference(study, variant, records),
+                difference=_difference(study, variant, losses),
                 cost=costs[variant.name],
                 seconds=float(np.mean([record.seconds for record in own])),
+                answered=_answered(study, variant, answers),
             )
         )
     return result
 
 
-def _difference(study: Study, variant: Variant, records: Records) -> Paired | None:
+def _answered(study: Study, variant: Variant, answers: AllAnswers) -> dict[str, Answered]:
+    """By question set; none where no model of the variant was asked."""
+    own = [answers[key] for seed in study.seeds if (key := (variant.name, seed)) in answers]
+    result = {}
+    for task in study.tasks if own else ():
+        right = {key: found[task].right for key, found in answers.items()}
+        difference = _difference(study, variant, right)
+        result[task] = Answered(mean([a[task].right for a in own]), own[0][task].chance, difference)
+    return result
+
+
+def _difference(
+    study: Study, variant: Variant, values: Mapping[tuple[str, int], float]
+) -> Paired | None:
     """Seed by seed, of the seeds that both have."""
     if variant.name == variant.baseline:
         return None
     keys = [((variant.name, seed), (variant.baseline, seed)) for seed in study.seeds]
-    both = [(records[a].loss, records[b].loss) for a, b in keys if a in records and b in records]
+    both = [(values[a], values[b]) for a, b in keys if a in values and b in values]
     return paired(*zip(*both, strict=True)) if both else None
 
 
@@ -121,7 +148,7 @@ def markdown(study: Study, table: Sequence[Row], failed: Sequence[str]) -> str:
             *(row.variant, rate + "*" * row.selection.at_edge, str(row.loss.runs)),
             *(f"{row.loss.value:.4f}", _interval(row.loss, "")),
             "" if row.bits_per_byte is None else f"{row.bits_per_byte.value:.4f}",
-            *_paired_cells(row),
+            *_paired_cells(row.baseline, row.difference),
             *(f"{row.cost.parameters:,}", f"{row.cost.flops:.3g}", f"{row.seconds:.1f}"),
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -140,19 +167,44 @@ def markdown(study: Study, table: Sequence[Row], failed: Sequence[str]) -> str:
             f" on {chosen} other seed{'s' * (chosen > 1)}; * the first or last of them, beyond "
             "which a better one may lie."
         )
+    lines += _questions(study, table) if study.tasks else []
     lines += ["", "Failed runs, which are in no number above:"] * bool(failed)
     lines += [f"- {reason}" for reason in failed]
     return "\n".join(lines) + "\n"
 
 
-def _paired_cells(row: Row) -> list[str]:
-    if row.difference is None:
+def _questions(study: Study, table: Sequence[Row]) -> list[str]:
+    """The answers to the question sets, as a second table."""
+    heads = [
+        *("variant", "questions", "runs", "right", "95% interval", "guessing"),
+        *("baseline", "difference", "95% interval", "p", "detectable"),
+    ]
+    lines = ["", f"| {' | '.join(heads)} |", "|---|---|" + "--:|" * 4 + "---|" + "--:|" * 4]
+    for task in study.tasks:
+        for row in table:
+            if task not in row.answered:
+                continue
+            found = row.answered[task]
+            chance = "" if found.chance is None else f"{found.chance:.4f}"
+            cells = [row.variant, task, str(found.right.runs), f"{found.right.value:.4f}"]
+            cells += [_interval(found.right, ""), chance]
+            cells += _paired_cells(row.baseline, found.difference)
+            lines.append(f"| {' | '.join(cells)} |")
+    return [
+        *lines,
+        "",
+        "Right: lm-eval's acc of the trained models, the mean over seeds. Its interval is that of "
+        "the training's chance alone: all models are asked the same questions.",
+    ]
+
+
+def _paired_cells(baseline: str, found: Paired | None) -> list[str]:
+    if found is None:
         return ["", "", "", "", ""]
-    found = row.difference
     p_value = "" if found.p_value is None else f"{found.p_value:.2g}"
     detectable = "" if found.detectable is None else f"{found.detectable:.4f}"
     both = _interval(found.mean, "+")
-    return [row.baseline, f"{found.mean.value:+.4f}", both, p_value, detectable]
+    return [baseline, f"{found.mean.value:+.4f}", both, p_value, detectable]
 
 
 def _interval(found: Mean, sign: str) -> str:

@@ -1,9 +1,9 @@
-"""`helm-megatron study` with another program than the training's, which comes first."""
+"""`helm-megatron study` with other programs than training and evaluation, which come first."""
 
 import sys
 
 from helm_megatron import cli
 from helm_megatron.study import queue
 
-queue.PROGRAM = (sys.argv[1],)
-sys.exit(cli.main(["study", *sys.argv[2:]]))
+queue.PROGRAM, queue.EVALUATION = (sys.argv[1],), (sys.argv[2],)
+sys.exit(cli.main(["study", *sys.argv[3:]]))

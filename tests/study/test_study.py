@@ -20,6 +20,7 @@ from tests import forked
 ROOT = Path(__file__).parents[2]
 DRIVER = Path(__file__).with_name("study_of_fakes.py")
 PROGRAM = [str(DRIVER.with_name("fake_training.py"))]
+EVALUATION = [str(DRIVER.with_name("fake_evaluation.py"))]
 
 STUDY = """
 baseline = "narrow"
@@ -57,7 +58,16 @@ def started(file: Path) -> list[tuple[int, int, float]]:
 
 
 def command(file: Path, *flags: object) -> list[str]:
-    words = [sys.executable, DRIVER, *PROGRAM, file, "--output-dir", file.parent / "out", *flags]
+    words = [
+        sys.executable,
+        DRIVER,
+        *PROGRAM,
+        *EVALUATION,
+        file,
+        "--output-dir",
+        file.parent / "out",
+        *flags,
+    ]
     return [*map(str, words)]
 
 
@@ -206,6 +216,8 @@ def test_sizes_and_processes(file):
         ("{size}", "$NO_SUCH_VARIABLE", "export NO_SUCH_VARIABLE=... first"),
         ("[1e-3, 3e-3, 1e-2]", "[1e-3, 1e-3]", "names a number twice"),
         ("processes = 2", "processes = 0", "processes is 0"),
+        ("baseline =", "tasks = ['a']\nbaseline =", "tasks need the trained model: add --save-int"),
+        ("baseline =", "tasks = [3]\nbaseline =", "tasks is [3], not a list of lm-eval's tasks"),
         ("[variants.wide]", "[variants.wide]\nseed = 3", "variants.wide has seed"),
         ("baseline =", "baseline", "widths.toml: "),
     ],
@@ -221,6 +233,34 @@ def test_one_study_at_a_time(file):
     again = queue.lock(file.parent / "out")
     with queue.lock(file.parent / "out"), pytest.raises(StudyError, match="is in use"), again:
         pass
+
+
+def test_questions(file):
+    text = STUDY.replace("[1e-3, 3e-3, 1e-2]", "[1e-3]").replace("[1, 2, 3]", "[1, 2]")
+    text = text.replace("baseline =", 'tasks = ["animals", "plants"]\nbaseline =', 1)
+    file.write_text(text.replace("--train-iters 20", "--train-iters 20 --save-interval 20"))
+    done = study(file, FAKE_UNASKED=2)
+    assert (
+        done.returncode == 1 and "evaluation.log): exit code 1: error: no questions" in done.stderr
+    )
+    assert rows_of(file)["wide"]["loss"]["runs"] == 2
+    assert rows_of(file)["wide"]["answered"]["plants"]["right"]["runs"] == 1
+    before = started(file)
+    done = study(file)  # asks what was not answered, and trains nothing again
+    assert done.returncode == 0, done.stderr
+    assert sorted(started(file)[len(before) :]) == [(16, 2, 0), (24, 2, 0)]
+    answered = rows_of(file)["wide"]["answered"]["animals"]
+    assert answered["right"]["value"] == pytest.approx(0.255) and answered["chance"] == 0.2
+    assert answered["difference"]["mean"]["value"] == pytest.approx(0.08)
+    assert (
+        "| wide | animals | 2 | 0.2550 |" in done.stdout and "| narrow | +0.0800 |" in done.stdout
+    )
+    # Of another training the answers are others.
+    file.write_text(file.read_text().replace("--ffn-hidden-size 24", "--ffn-hidden-size 32"))
+    before = started(file)
+    assert study(file).returncode == 0
+    assert sorted(started(file)[len(before) :])[-2:] == [(32, 1, 1e-3), (32, 2, 1e-3)]
+    assert len(started(file)) == len(before) + 4
 
 
 def test_log_without_an_evaluation():
