@@ -33,7 +33,7 @@ export DATA=$RUN_DIR/$1_text_document
 
 mkdir -p "$RUN_DIR"
 if [[ ! -e $TOKENIZER ]]; then
-    "$PYTHON" -m helm_megatron.cli train-tokenizer --input "$corpus" --vocab-size 4096 \
+    "$PYTHON" -m helm_megatron.cli train-tokenizer --input "$corpus" --vocab-size 2048 \
         --output-prefix "$RUN_DIR/$1"
 fi
 if [[ ! -e $DATA.idx || -e $RUN_DIR/$1.partial ]]; then
