@@ -46,7 +46,9 @@ def numbers(pattern: re.Pattern, log: str) -> dict[int, list[float]]:
 def table(log: str, steps: int, parts: int) -> list[dict[str, str]]:
     """Rows of the largest values in each part of the run, as logged every tenth step."""
     steps_of, times = numbers(STEP, log), numbers(TIME, log)
-    times |= dict.fromkeys(steps_of.keys() - times.keys(), [0.0])  # of the first step none is logged
+    times |= dict.fromkeys(
+        steps_of.keys() - times.keys(), [0.0]
+    )  # of the first step none is logged
     rows = []
     for part in range(parts):
         last = steps * (part + 1) // parts

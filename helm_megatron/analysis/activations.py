@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from helm_megatron.analysis.states import effective_rank
 from helm_megatron.geometry import lorentz
 from helm_megatron.moe.curvature import bounded_softplus
 
@@ -18,6 +19,8 @@ class Activations:
 
     # Time coordinates of all tokens, one tensor a layer; none for a Euclidean model.
     times: list[Tensor] = field(default_factory=list)
+    # How many directions the states of all tokens use, a number a layer.
+    ranks: list[float] = field(default_factory=list)
     # Each expert's share of the choices of its layer; they sum to 1.
     loads: dict[int, Tensor] = field(default_factory=dict)
     # Curvature c of each expert of a layer.
@@ -42,6 +45,7 @@ def observe(model: Any, tokens: Tensor) -> Activations:
     finally:
         for hook in hooks:
             hook.remove()
+    found.ranks = [effective_rank(x.flatten(0, -2).float().cpu()) for x in states]
     if model.config.geometry == "lorentz":
         c = model.config.curvature
         found.times = [lorentz.time(x, c).flatten().float().cpu() for x in states]

@@ -1,7 +1,8 @@
-"""Pictures of a model's geometry, as PNG files."""
+"""Pictures of the geometry of one model, or of two side by side, as PNG files."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -10,64 +11,92 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from helm_megatron.analysis.activations import Activations
+from helm_megatron.analysis.states import WordNorms
+
+Draw = Callable[[Axes], None]
 
 
-def _save(path: Path, axes: Axes, **labels: str) -> Path:
-    axes.set(**labels)
-    figure = axes.get_figure()
-    assert isinstance(figure, Figure)
+def save(
+    path: Path, draws: Mapping[str, Draw], size: tuple[float, float] = (7, 4.5), share: bool = True
+) -> Path:
+    """Write a panel for each model, named where there are several.
+
+    Args:
+        draws: what draws each model's panel, by the model's name.
+        size: of a panel, in inches.
+        share: whether all panels have the same axes.
+    """
+    figure, panels = plt.subplots(
+        *(1, len(draws)),
+        figsize=(size[0] * len(draws), size[1]),
+        layout="constrained",
+        squeeze=False,
+        sharex=share,
+        sharey=share,
+    )
+    for axes, (name, draw) in zip(panels[0], draws.items(), strict=True):
+        draw(axes)
+        if len(draws) > 1:
+            axes.set_title(name)
     figure.savefig(path, format="png", dpi=120)
     plt.close(figure)
     return path
 
 
-def _axes(width: float = 7, height: float = 4.5) -> Axes:
-    return plt.subplots(figsize=(width, height), layout="constrained")[1]
-
-
-def radius_by_frequency(path: Path, radius: Tensor, counts: Tensor) -> Path:
+def radius_by_frequency(axes: Axes, radius: Tensor, counts: Tensor) -> None:
     """Every token that occurs: how often, and its distance from the origin."""
-    axes = _axes()
     seen = counts > 0
     axes.scatter(counts[seen], radius[seen], s=4, alpha=0.3)
     axes.set_xscale("log")
-    return _save(path, axes, xlabel="occurrences of the token", ylabel="distance to the origin")
+    axes.set(xlabel="occurrences of the token", ylabel="distance to the origin")
 
 
-def radius_histogram(path: Path, radius: Tensor) -> Path:
-    """How far from the origin tokens are."""
-    axes = _axes()
-    axes.hist(radius, bins=60)
-    return _save(path, axes, xlabel="distance to the origin", ylabel="tokens")
+def histogram(axes: Axes, values: Tensor, what: str, of: str) -> None:
+    """How often values occur, with a line at zero where they have both signs."""
+    axes.hist(values.numpy(), bins=60)
+    if values.min() < 0 < values.max():
+        axes.axvline(0, color="black", linewidth=0.8)
+    axes.set(xlabel=what, ylabel=of)
 
 
-def times_by_layer(path: Path, times: list[Tensor]) -> Path:
+def times_by_layer(axes: Axes, times: Sequence[Tensor]) -> None:
     """Times of the text's tokens: range from the 5th to the 95th percentile, and median."""
-    axes = _axes()
     axes.boxplot([t.numpy() for t in times], positions=range(len(times)), whis=(5, 95), sym="")
-    return _save(path, axes, xlabel="layer (0: embedding)", ylabel="time coordinate")
+    axes.set(xlabel="layer (0: embedding)", ylabel="time coordinate")
 
 
-def experts(path: Path, values: dict[int, Tensor], label: str) -> Path:
+def ranks_by_layer(axes: Axes, ranks: Sequence[float]) -> None:
+    """The effective rank of the text's states after every layer."""
+    axes.plot(range(len(ranks)), ranks, marker="o")
+    axes.set_ylim(bottom=0)
+    axes.set(xlabel="layer (0: embedding)", ylabel="effective rank of the states")
+
+
+def experts(axes: Axes, values: Mapping[int, Tensor], label: str) -> None:
     """A value of every expert of every layer that has experts, as a colored table."""
-    axes = _axes(height=1.5 + 0.4 * len(values))
     rows = [value.tolist() for value in values.values()]
     image = axes.imshow(rows, aspect="auto", cmap="viridis")
     axes.set_yticks(range(len(values)), [f"layer {number}" for number in values])
     axes.set_xticks(range(len(rows[0])))
-    axes.figure.colorbar(image, label=label)
-    return _save(path, axes, xlabel="expert")
+    axes.figure.colorbar(image, ax=axes, label=label)
+    axes.set(xlabel="expert")
+
+
+def word_norms(axes: Axes, found: WordNorms) -> None:
+    """The mean norm of each group's words in the last layer, with its standard error."""
+    groups = range(len(found.names))
+    means, errors = zip(*(found.mean(found.layer, group) for group in groups), strict=True)
+    axes.errorbar(groups, means, yerr=errors, marker="o", capsize=3)
+    axes.set_xticks(groups, found.names)
+    axes.set(xlabel="words, generic to specific", ylabel="norm of the last layer's state")
 
 
 def poincare_disk(
-    path: Path, places: Tensor, words: list[str], edges: list[tuple[int, int]]
-) -> Path:
+    axes: Axes, places: Tensor, words: Sequence[str], edges: Sequence[tuple[int, int]]
+) -> None:
     """Words `[n, 2]` in the unit disk, with lines from words to their parents."""
-    axes = _axes(8, 8)
     axes.add_patch(plt.Circle((0, 0), 1.0, fill=False, color="gray"))
     for child, parent in edges:
         axes.plot(*places[[child, parent]].T, color="lightgray", linewidth=0.8, zorder=1)
@@ -77,20 +106,3 @@ def poincare_disk(
     # A small model's words may all lie near the middle.
     reach = min(1.02, 1.15 * places.norm(dim=-1).max().item())
     axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
-    return _save(path, axes)
-
-
-def of_activations(folder: Path, found: Activations) -> dict[str, Path]:
-    """The pictures of what a text does in the model, by caption."""
-    pictures = {}
-    if found.times:
-        pictures["Time coordinates by layer"] = times_by_layer(folder / "times.png", found.times)
-    if found.curvatures:
-        pictures["Curvature c of every expert"] = experts(
-            folder / "curvatures.png", found.curvatures, "c"
-        )
-    if found.loads:
-        pictures["Load of every expert"] = experts(
-            folder / "expert_load.png", found.loads, "share of the choices"
-        )
-    return pictures

@@ -1,8 +1,10 @@
 """Look at the geometry of a model: a checkpoint of pretrain_helm.py or a Hugging Face folder.
 
 Of the token embeddings: distances to the origin, against token frequency if --data-path is given;
-how tree-like they are (Gromov's delta); chosen words in the Poincare disk. Of a text: times by
-layer, the load of every expert. Of the experts: their curvatures.
+how tree-like they are (Gromov's delta, Ollivier-Ricci curvature); chosen words in the Poincare
+disk. Of words from generic to specific: the norms of their states. Of a text: times and effective
+rank by layer, the load of every expert. Of the experts: their curvatures. Of two models, a HELM
+and its twin for example, all of it side by side. docs/analysis.md explains each.
 
 Example:
     python tools/analyze_geometry.py --load checkpoints --data-path data/corpus_text_document \
@@ -14,11 +16,13 @@ writes index.html, which has all of it, the pictures as PNG, and numbers.json.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from helm_megatron.analysis import SAMPLES
 from helm_megatron.commands.options import positive, seed
@@ -28,9 +32,7 @@ from helm_megatron.errors import HelmError
 from helm_megatron.evaluation.model import hf_folder
 
 if TYPE_CHECKING:
-    import torch
-
-    from helm_megatron.hf.modeling_helm import HelmForCausalLM
+    from helm_megatron.analysis.portrait import Options, Portrait
 
 
 def parse_args() -> argparse.Namespace:
@@ -39,12 +41,23 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--load", type=Path, required=True, help="Megatron checkpoints or Hugging Face folder"
+        "--load",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="MODEL",
+        help="Megatron checkpoints or Hugging Face folder; a second one stands beside the first",
     )
     parser.add_argument("--output-dir", type=Path, required=True, help="folder for page and PNGs")
     parser.add_argument("--data-path", help="prefix of .bin and .idx files, to count tokens in")
     parser.add_argument(
         "--words", type=Path, help="file: a word a line, with its parent after a tab if it has one"
+    )
+    parser.add_argument(
+        "--word-groups",
+        type=Path,
+        help="file: a group, a tab and a word a line, generic groups first (default: nouns by "
+        "their depth in WordNet, and groups as in the paper)",
     )
     parser.add_argument(
         "--text", type=Path, help="what the model reads for times and loads (default: a sample)"
@@ -53,116 +66,105 @@ def parse_args() -> argparse.Namespace:
         "--samples",
         type=positive,
         default=SAMPLES,
-        help="tokens for Gromov's delta (default: %(default)s)",
+        help="tokens for Gromov's delta and for Ricci curvature (default: %(default)s)",
     )
     parser.add_argument("--seed", type=seed, default=0, help="of the choice of these (default: 0)")
     return parser.parse_args()
 
 
-def embeddings(model: HelmForCausalLM) -> tuple[torch.Tensor, float]:
-    """The table `[vocabulary, hidden]` and its curvature; 1 to look at a Euclidean twin's."""
-    lorentz = model.config.geometry == "lorentz"
-    c = model.config.embedding_curvature if lorentz else 1.0
-    return model.get_input_embeddings().weight.detach().float(), c
-
-
-def delta(table: torch.Tensor, c: float | None, args: argparse.Namespace) -> dict[str, str]:
-    """Relative hyperbolicity of some tokens, beside that of the same coordinates shuffled."""
-    import torch
-
-    from helm_megatron.analysis import tokens
-
-    generator = torch.Generator().manual_seed(args.seed)
-    chosen = table[tokens.sample(len(table), generator, args.samples)]
-    own = tokens.relative_hyperbolicity(tokens.distances(chosen, c))
-    mixed = tokens.shuffled(chosen, generator)
-    control = tokens.relative_hyperbolicity(tokens.distances(mixed, c))
-    name = f"2 delta / diameter of {len(chosen)} tokens (0: a tree)"
-    return {name: f"{own:.3f}", f"{name}, coordinates shuffled": f"{control:.3f}"}
-
-
 def analyze(
-    folder: Path, out: Path, args: argparse.Namespace
-) -> tuple[dict[str, str], dict[str, Path]]:
-    """Numbers, and pictures in the folder `out`, of the model in a Hugging Face folder."""
+    folders: dict[str, Path], out: Path, args: argparse.Namespace
+) -> tuple[dict[str, dict[str, str]], dict[str, Path]]:
+    """Numbers by model, and pictures in the folder `out`, of models in Hugging Face folders."""
+    from helm_megatron.analysis import portrait
+
+    options = portrait.Options(
+        samples=args.samples,
+        seed=args.seed,
+        data_path=args.data_path,
+        words=args.words,
+        text=args.text,
+        word_groups=args.word_groups,
+    )
+    models = {}
+    for name, folder in folders.items():
+        print(f"looking at {name}", file=sys.stderr, flush=True)
+        models[name] = look(folder, options)
+    numbers = {name: portrait.numbers(model) for name, model in models.items()}
+    return numbers, portrait.draw(models, out, options)
+
+
+def look(folder: Path, options: Options) -> Portrait:
+    """What there is to see of the model in a Hugging Face folder."""
     import torch
 
-    from helm_megatron.analysis import activations, figures, tokens
-    from helm_megatron.analysis.words import points_of, read_words
+    from helm_megatron.analysis import portrait
     from helm_megatron.conversion.hf_folder import load_model, load_tokenizer
     from helm_megatron.conversion.text import SAMPLE
     from helm_megatron.data.entropy import token_counts
 
     model = load_model(folder, torch.float32)
-    tokenizer: Any = load_tokenizer(folder)
-    table, c = embeddings(model)
-    radius = tokens.radii(table, c)
-    numbers = {
-        "embedding curvature c": f"{c:g}",
-        "median distance of a token to the origin": f"{radius.median():.4g}",
-        "largest": f"{radius.max():.4g}",
-    } | delta(table, c if model.config.geometry == "lorentz" else None, args)
-    pictures = {"Distance of tokens to the origin": out / "radii.png"}
-    figures.radius_histogram(out / "radii.png", radius)
-    if args.data_path:
-        counts = torch.zeros(len(radius), dtype=torch.long)
-        found = torch.from_numpy(token_counts(args.data_path))
-        if len(found) > len(counts):
+    counts = None
+    if options.data_path:
+        counts = torch.from_numpy(token_counts(options.data_path))
+        if len(counts) > model.config.vocab_size:
             raise DataError(
-                f"{args.data_path} has tokens that the model does not: another tokenizer"
+                f"{options.data_path} has tokens that the model does not: another tokenizer"
             )
-        counts[: len(found)] = found
-        frequency = out / "radius_by_frequency.png"
-        pictures["Distance to the origin against frequency"] = figures.radius_by_frequency(
-            frequency, radius, counts
-        )
-    if args.words:
-        words = read_words(args.words)
-        places = tokens.disk(points_of(words, tokenizer, table, c), c)
-        pictures[f"{args.words.name} in the Poincare disk"] = figures.poincare_disk(
-            out / "disk.png", places, words.names, words.edges
-        )
-    text = args.text.read_text(encoding="utf-8") if args.text else SAMPLE
-    ids = torch.tensor([tokenizer(text).input_ids[: model.config.max_position_embeddings]])
-    seen = activations.observe(model, ids)
-    for number, times in enumerate(seen.times):
-        numbers[f"layer {number}: median and largest time"] = (
-            f"{times.median():.4g} {times.max():.4g}"
-        )
-    for number, load in seen.loads.items():
-        numbers[f"layer {number}: load of the experts"] = " ".join(f"{x:.2f}" for x in load)
-    for number, values in seen.curvatures.items():
-        numbers[f"layer {number}: c of the experts"] = " ".join(f"{x:.3g}" for x in values)
-    return numbers, pictures | figures.of_activations(out, seen)
+    text = options.text.read_text(encoding="utf-8") if options.text else SAMPLE
+    return portrait.portray(model, load_tokenizer(folder), text, counts, options)
+
+
+def names_of(loads: Sequence[Path]) -> list[str]:
+    """What the models are called: their folders' names, or paths where these are the same."""
+    names = [load.resolve().name for load in loads]
+    return names if len(set(names)) == len(names) else [str(load) for load in loads]
 
 
 def write(
-    numbers: dict[str, str], pictures: dict[str, Path], staging: Path, args: argparse.Namespace
+    numbers: dict[str, dict[str, str]],
+    pictures: dict[str, Path],
+    staging: Path,
+    args: argparse.Namespace,
 ) -> None:
     """Add the page and the numbers to the pictures in `staging`, and move all to --output-dir."""
     from helm_megatron.analysis.page import page
 
-    (staging / "numbers.json").write_text(json.dumps(numbers, indent=2) + "\n")
-    text = page(f"Geometry of {args.load}", numbers, pictures)
+    # Of one model its numbers alone.
+    content = numbers if len(numbers) > 1 else next(iter(numbers.values()))
+    (staging / "numbers.json").write_text(json.dumps(content, indent=2) + "\n")
+    text = page(f"Geometry of {', '.join(map(str, args.load))}", numbers, pictures)
     (staging / "index.html").write_text(text, encoding="utf-8")
     for name in [*(path.name for path in pictures.values()), "numbers.json", "index.html"]:
         os.replace(staging / name, args.output_dir / name)
+
+
+def run(args: argparse.Namespace) -> dict[str, dict[str, str]]:
+    """Write everything into --output-dir, and return the numbers."""
+    if len(args.load) > 2 or len({load.resolve() for load in args.load}) < len(args.load):
+        raise HelmError("--load takes one model, or two different ones")
+    with full_disk(args.output_dir), contextlib.ExitStack() as stack:
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        folders = {
+            name: stack.enter_context(hf_folder(load, args.output_dir))
+            for name, load in zip(names_of(args.load), args.load, strict=True)
+        }
+        staging = stack.enter_context(own_folder(args.output_dir, ".staged-"))
+        numbers, pictures = analyze(folders, staging, args)
+        write(numbers, pictures, staging, args)
+    return numbers
 
 
 def main() -> None:
     """Run the tool; a problem ends it with one line and exit code 1."""
     args = parse_args()
     try:
-        with full_disk(args.output_dir):
-            args.output_dir.mkdir(parents=True, exist_ok=True)
-            with (
-                hf_folder(args.load, args.output_dir) as folder,
-                own_folder(args.output_dir, ".staged-") as staging,
-            ):
-                numbers, pictures = analyze(folder, staging, args)
-                write(numbers, pictures, staging, args)
+        numbers = run(args)
     except (HelmError, UnicodeDecodeError) as error:
         sys.exit(f"error: {error}")
-    for name, value in numbers.items():
-        print(f"{name}: {value}")
+    for model, own in numbers.items():
+        if len(numbers) > 1:
+            print(f"\n{model}")
+        for name, value in own.items():
+            print(f"{name}: {value}")
     print(f"all of it: {args.output_dir / 'index.html'}")

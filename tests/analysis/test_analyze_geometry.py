@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
@@ -56,6 +57,39 @@ def test_page_has_everything(tmp_path):
     numbers = json.loads((tmp_path / "out" / "numbers.json").read_text())
     assert all(name in page and value in page for name, value in numbers.items())
     assert "layer 2: median and largest time" in numbers
+    assert {"ricci.png", "ranks.png", "norms_wordnet.png", "norms_paper.png"} <= set(pictures)
+
+
+@pytest.mark.usefixtures("one_process")
+def test_two_models_side_by_side(tmp_path):
+    with_tokenizer.exported(tmp_path / "helm")
+    twin = models.exported(tmp_path / "twin", models.MICE_TWIN)
+    with_tokenizer.save_tokenizer(tmp_path / "twin")
+    out = tmp_path / "out"
+    flags = ["--load", tmp_path / "helm", tmp_path / "twin", "--output-dir", out, "--samples", 20]
+    groups = tmp_path / "mine.tsv"
+    groups.write_text("generic\tthing\nspecific\tlion\nspecific\ttiger\n")
+    done = analyze(*flags, "--word-groups", groups)
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads((out / "numbers.json").read_text())
+    assert list(numbers) == ["helm", "twin"]
+    assert "layer 1: median and largest time" not in numbers["twin"]
+    assert f"layer {twin.config.num_hidden_layers}: effective rank of the states" in numbers["twin"]
+    assert any(name.startswith("words, mine, specific") for name in numbers["twin"])
+    page = (out / "index.html").read_text()
+    assert "<th>helm</th><th>twin</th>" in page
+    # Two panels where both have something to show, one where only the HELM has.
+    sizes = {name: plt.imread(out / f"{name}.png").shape for name in ("radii", "times", "ranks")}
+    assert sizes["radii"][1] == sizes["ranks"][1] == 2 * sizes["times"][1]
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_not_two_models(number, tmp_path):
+    loads = ["--load", *[tmp_path] * number]
+    assert run(load_tool("analyze_geometry.py"), *loads, "--output-dir", tmp_path / "out") == (
+        "error: --load takes one model, or two different ones"
+    )
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.usefixtures("one_process")
