@@ -1,6 +1,7 @@
 """Every benchmark runs at a tiny size, prints a table and writes JSON; nothing is timed here."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,25 @@ def test_embedding_optimizer(run):
 def test_checkpoint_hashes(run):
     _, results = run("checkpoint_hashes.py", "--megabytes 4 --repeats 1")
     assert [row["of"] for row in results] == ["save", "save", "load", "load", "load"]
+
+
+def test_stability(run, tmp_path):
+    log = tmp_path / "log"
+    small = "--num-layers 2 --moe-layer-freq [0,1] --vocab-size 255"
+    _, results = run("stability.py", f"--steps 40 --parts 2 --log {log} --threads 1 {small}")
+    assert [row["steps to"] for row in results] == ["20", "40"]
+    losses = [float(loss) for loss in re.findall(r"lm loss: (\S+)", log.read_text())]
+    assert len(losses) == 5  # of step 1, and every tenth
+    assert float(results[0]["largest loss"]) == pytest.approx(losses[0], abs=1e-3)
+    assert float(results[1]["last loss"]) == pytest.approx(losses[-1], abs=1e-3)
+    times = [float(time) for time in re.findall(r"max-time \S+\.\.(\S+)", log.read_text())]
+    assert float(results[1]["largest time"]) == pytest.approx(max(times[2:]), abs=0.01)
+
+
+def test_stability_of_a_training_that_fails(tmp_path):
+    flags = ["--steps", 40, "--parts", 2, "--log", tmp_path / "log", "--num-layers", -1]
+    done = forked.command(BENCHMARKS / "stability.py", *flags)
+    assert done.returncode == 1 and "--num-layers" in done.stderr.splitlines()[-1]
 
 
 def test_flags_that_make_no_model():
