@@ -181,7 +181,10 @@ def kills(tool: Tool, folder: Path, count: int, chance: random.Random) -> Counte
         clear(tool, folder)
     _, there = undisturbed(tool, folder)  # a lock that stayed would refuse it
     found["files"] += len(there ^ wanted)
-    found["temporary"] += len([*(folder / "tmp").glob("*")])
+    temporary = [path.name for path in (folder / "tmp").iterdir()]
+    found["temporary"] += sum("wandb" not in name for name in temporary)
+    # Empty ones, which W&B makes when Megatron imports it, and removes at the end.
+    found["temporary of W&B"] += sum("wandb" in name for name in temporary)
     return found
 
 
