@@ -15,6 +15,7 @@ from megatron.core import dist_checkpointing
 from torch.distributed.checkpoint.api import CheckpointException
 
 from helm_megatron.arguments import add_helm_args, helm_settings_from_args
+from helm_megatron.checkpoint import files
 from helm_megatron.checkpoint.failures import reason
 from helm_megatron.checkpoint.files import CheckpointError, whole_iterations
 from helm_megatron.checks import ArgumentError, flag_of
@@ -56,6 +57,7 @@ def common_state(folder: Path) -> dict[str, Any]:
     """
     if not dist_checkpointing.check_is_distributed_checkpoint(str(folder)):
         return {}
+    files.check_common_state(folder)
     try:
         return dist_checkpointing.load_common_state_dict(str(folder))
     except (Exception, CheckpointException) as error:  # unpickling damaged data raises anything

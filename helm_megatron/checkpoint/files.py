@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron.core.dist_checkpointing.core import check_is_distributed_checkpoint
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
 from megatron.training.checkpointing import (
     checkpoint_exists,
     get_checkpoint_name,
@@ -23,6 +25,9 @@ from megatron.training.checkpointing import (
 from helm_megatron.errors import HelmError
 from helm_megatron.megatron_patches import checkpoint_hashes
 from helm_megatron.megatron_patches.checkpoint_index import load_index
+
+# What Megatron calls the arguments, and all else that is not of a rank, in a shard.
+COMMON_STATE = ShardedObject("common_state", None, (1,), (0,)).unique_key
 
 
 class CheckpointError(HelmError):
@@ -131,15 +136,45 @@ def check_sums(file: Path | io.BytesIO, name: str) -> None:
     Raises:
         CheckpointError: naming the file as `name`.
     """
-    if not zipfile.is_zipfile(file):
-        return
     try:
+        if not zipfile.is_zipfile(file):
+            return
         with zipfile.ZipFile(file) as archive:
             bad = archive.testzip()
     except Exception as error:  # damaged directories raise anything
         raise CheckpointError(f"{name} is damaged: {error}") from error
     if bad is not None:
         raise CheckpointError(f"{name} is damaged: {bad} in it has another checksum")
+
+
+def check_common_state(folder: Path) -> None:
+    """Refuse a torch_dist checkpoint whose arguments are not what was written.
+
+    They are few bytes, so this is always done. Megatron keeps them in a shard; its older versions
+    did in a file of their own.
+
+    Raises:
+        CheckpointError: naming the file.
+    """
+    alone = folder / COMMON_STATE_FNAME
+    if alone.is_file():
+        check_sums(alone, str(alone))
+        return
+    for entry in _places(folder, COMMON_STATE):
+        shard = folder / entry.relative_path
+        try:
+            with shard.open("rb") as file:
+                file.seek(entry.offset)
+                data = file.read(entry.length)
+        except OSError as error:
+            raise CheckpointError(f"{shard} cannot be read: {error.strerror}") from error
+        check_sums(io.BytesIO(data), f"{shard}: the run's arguments")
+
+
+def _places(folder: Path, name: str) -> list[Any]:
+    """Where a torch_dist checkpoint has what is called so."""
+    places = read_index(folder).storage_data.items()
+    return [entry for place, entry in places if place.fqn == name]
 
 
 def whole_iterations(load: str | Path, without: Path | None = None) -> str:
@@ -163,7 +198,7 @@ def damage(folder: Path) -> str | None:
     try:
         if not check_is_distributed_checkpoint(str(folder)):
             return f"{folder / 'metadata.json'} is missing: the checkpoint was not saved to the end"
-    except (ValueError, TypeError, OSError) as error:
+    except Exception as error:  # Megatron takes what is there as it comes
         return f"{folder / 'metadata.json'} cannot be read: {error}"
     return _not_as_written(folder, checkpoint_hashes.INDEX) or _damaged_shard(folder)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from helm_megatron.child_processes import ends_with_this
 from helm_megatron.data.output import full_disk, own_folder
 from helm_megatron.errors import HelmError
 
@@ -45,6 +46,7 @@ def exported(
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
+            preexec_fn=ends_with_this(),
         )
         if done.returncode:
             raise ExportError(_reason(done.stderr))

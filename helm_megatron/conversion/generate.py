@@ -51,10 +51,23 @@ def generate(
     """
     tokenizer: Any = load_tokenizer(folder)
     model: Any = load_model(folder, dtype).to(device)
+    return continuations(model, tokenizer, prompts, options)
+
+
+def continuations(
+    model: Any, tokenizer: Any, prompts: Sequence[str], options: dict[str, Any]
+) -> list[str]:
+    """The continuation of each prompt by a model that is loaded.
+
+    Raises:
+        ConversionError: as `generate`.
+    """
     # Without a token for padding each prompt is a batch of its own.
     together = [list(prompts)] if tokenizer.pad_token_id is not None else [[p] for p in prompts]
-    batches = [_batch(tokenizer, each, model.config, device) for each in together]
-    return [text for batch in batches for text in _continuations(model, tokenizer, batch, options)]
+    batches = [_batch(tokenizer, each, model.config, model.device) for each in together]
+    # Whatever the folder's generation_config.json has: one text for each prompt.
+    options = {"num_return_sequences": 1, "return_dict_in_generate": False} | options
+    return [text for batch in batches for text in _texts(model, tokenizer, batch, options)]
 
 
 def _batch(tokenizer: Any, prompts: list[str], config: Any, device: str) -> Any:
@@ -70,7 +83,7 @@ def _batch(tokenizer: Any, prompts: list[str], config: Any, device: str) -> Any:
     return batch.to(device)
 
 
-def _continuations(model: Any, tokenizer: Any, batch: Any, options: dict[str, Any]) -> list[str]:
+def _texts(model: Any, tokenizer: Any, batch: Any, options: dict[str, Any]) -> list[str]:
     try:
         with torch.no_grad():
             tokens = model.generate(**batch, **options)

@@ -11,10 +11,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from helm_megatron.conversion import to_hf
 from helm_megatron.conversion.folder_code import TOKENIZER_MAP, references
+from helm_megatron.conversion.generation_config import read_generation_config
 from helm_megatron.conversion.own_classes import use_own_classes
 from helm_megatron.conversion.source_model import Tensors
 from helm_megatron.conversion.tensor_files import TensorFiles
 from helm_megatron.conversion.to_hf import ConversionError
+from helm_megatron.data.encoders import UNKNOWN
 from helm_megatron.hf.configuration_helm import HelmConfig
 from helm_megatron.hf.modeling_helm import HelmForCausalLM
 
@@ -64,12 +66,7 @@ def check_tensors(config: HelmConfig, tensors: Tensors, name: str) -> dict[str, 
         ConversionError: naming the first that is not.
     """
     names = tensors.names()
-    experts = sum(config.moe_layers or []) * (config.n_routed_experts or 0)
-    if config.num_hidden_layers + experts > len(names):  # before so many are made
-        raise ConversionError(
-            f"{name} has {len(names)} tensors, too few for the {config.num_hidden_layers} layers "
-            f"and {experts} experts of config.json"
-        )
+    to_hf.check_count(config, len(names), f"{name} has", "config.json")
     expected = to_hf.shapes_of(config)
     to_hf.check_names(name, names, list(expected))
     for tensor, shape in expected.items():
@@ -90,21 +87,34 @@ def check_folder(folder: Path) -> HelmConfig:
     """
     config, files = read_config(folder), TensorFiles(folder)
     check_tensors(config, files, str(folder))
-    for name in files.names():
-        if not bool(torch.isfinite(files.read(name)).all()):
-            raise ConversionError(f"{folder}: {name} has values that are not finite")
+    check_finite(files, str(folder))
     return config
+
+
+def check_finite(tensors: Tensors, name: str) -> None:
+    """Refuse tensors with NaN or Inf; reads all of them.
+
+    Raises:
+        ConversionError: naming the first.
+    """
+    for tensor in tensors.names():
+        if not bool(torch.isfinite(tensors.read(tensor)).all()):
+            raise ConversionError(f"{name}: {tensor} has values that are not finite")
 
 
 def load_model(folder: Path, dtype: Any = "auto") -> HelmForCausalLM:
     """The HELM model in a folder, by this project's code: what is in the folder is not run.
 
     Raises:
-        ConversionError, TensorFileError: as `check_folder`.
+        ConversionError, TensorFileError: as `check_folder`, or generation_config.json is damaged.
     """
     config = check_folder(folder)
+    generation = read_generation_config(folder, config)
     options = {"config": config, "dtype": dtype, "use_safetensors": True}
-    return HelmForCausalLM.from_pretrained(folder, **options).eval()
+    model = HelmForCausalLM.from_pretrained(folder, **options).eval()
+    if generation is not None:
+        model.generation_config = generation
+    return model
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -120,7 +130,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         named = references(folder / "tokenizer_config.json")
         if strangers := [name for name in named if name not in TOKENIZER_MAP["AutoTokenizer"]]:
             raise ValueError(f"it needs code of its own ({strangers[0]})")
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer(UNKNOWN)
+        return tokenizer
     except Exception as error:  # tokenizers raises bare exceptions of a damaged file
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ConversionError(f"{folder}: the tokenizer cannot be loaded: {reason}") from error

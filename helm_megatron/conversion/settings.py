@@ -64,7 +64,7 @@ def hf_config(model: HelmModelConfig, vocab_size: int, **others: Any) -> HelmCon
     `vocab_size` is the true one, without padding; `others` are further fields (token ids).
 
     Raises:
-        SettingsError: the model has something that the Hugging Face model has not.
+        SettingsError: the model has something that the Hugging Face model has not, or cannot be.
     """
     config = model.transformer
     _check(config)
@@ -90,7 +90,10 @@ def hf_config(model: HelmModelConfig, vocab_size: int, **others: Any) -> HelmCon
             layers = range(config.num_layers)
             within = [helm.curvature_within_layer(i, config.num_layers) for i in layers]
             fields["layer_curvatures"] = within
-    return HelmConfig(**fields | others, dtype=config.params_dtype)
+    try:
+        return HelmConfig(**fields | others, dtype=config.params_dtype)
+    except Exception as error:  # transformers' checks raise errors of several kinds
+        raise SettingsError(f"no such model can be: {' '.join(str(error).split())}") from error
 
 
 _LORENTZ = (

@@ -132,6 +132,7 @@ def release(
             "--tokenizer-model names the right one"
         )
     ours = settings.hf_config(model, vocab_size, **ids)
+    to_hf.check_count(ours, len(state), f"{path} has", "its arguments")
     check_tensors(path, state, _released_shapes(model.transformer, ours))
     return SourceModel(
         str(path),

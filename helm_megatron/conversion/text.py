@@ -130,8 +130,8 @@ class Text:
             return from_sentencepiece(self.model)
         try:
             return AutoTokenizer.from_pretrained(self.model, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+        except Exception as error:  # tokenizers raises bare exceptions of a damaged file
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise TextError(f"{self.model} has no Hugging Face form: {reason}") from error
 
     def _encoder(self) -> Any:

@@ -72,6 +72,20 @@ def _write_tensors(source: SourceModel, folder: Path, max_shard_bytes: int) -> N
     tensor_files.write(folder, groups, values, max_shard_bytes)
 
 
+def check_count(config: HelmConfig, count: int, what: str, of: str) -> None:
+    """Refuse fewer tensors than a config has layers and experts, before so many names are made.
+
+    Raises:
+        ConversionError: beginning with `what` has so many, of a config that is `of` what.
+    """
+    experts = sum(config.moe_layers or []) * (config.n_routed_experts or 0)
+    if config.num_hidden_layers + experts > count:
+        raise ConversionError(
+            f"{what} {count} tensors, too few for the {config.num_hidden_layers} layers and "
+            f"{experts} experts of {of}"
+        )
+
+
 def finite(tensor: Tensor, source: str, name: str) -> Tensor:
     """The tensor.
 

@@ -42,6 +42,7 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from helm_megatron.checkpoint.files import COMMON_STATE
 from helm_megatron.megatron_patches.checkpoint_hashes import HashedFile, write_manifest
 
 # How the parameters are named in the file; Megatron reads it back before it loads them.
@@ -50,7 +51,6 @@ _CONTENT = {
     "non_homogeneous_layers": True,
     "chained_optim_avoid_prefix": True,
 }
-_COMMON_STATE = ShardedObject("common_state", None, (1,), (0,)).unique_key
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,7 @@ def write(
 ) -> None:
     """Write a checkpoint with the arguments of its run; `read` gives each parameter in turn."""
     common = {"args": args, "checkpoint_version": 3.0, "iteration": 0, "content_metadata": _CONTENT}
-    objects = plan.objects | {
-        _COMMON_STATE: [{**common, "num_floating_point_operations_so_far": 0}]
-    }
+    objects = plan.objects | {COMMON_STATE: [{**common, "num_floating_point_operations_so_far": 0}]}
     folder.mkdir(parents=True)
     planner, writer = _Planner(plan.tensors, objects, read), _Writer(str(folder))
     try:

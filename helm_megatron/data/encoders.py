@@ -19,6 +19,8 @@ from helm_megatron.data.words import WordEncoder, has_words
 
 SENTENCEPIECE_TYPES = ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer")
 TOKENIZER_TYPES = (*SENTENCEPIECE_TYPES, "HuggingFaceTokenizer", "TikTokenizer")
+# A character that no vocabulary has, as it stands for none: some damage shows only there.
+UNKNOWN = "\U0010fffd"
 
 
 class Encoder(Protocol):
@@ -95,8 +97,9 @@ class HuggingFaceEncoder:
 
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            reason = textwrap.shorten(str(error), 200)
+            self._tokenizer(UNKNOWN)
+        except Exception as error:  # tokenizers raises bare exceptions of a damaged file
+            reason = textwrap.shorten(str(error), 200) or type(error).__name__
             raise DataError(f"{model}: cannot be loaded as a tokenizer: {reason}") from error
         self.vocab_size = len(self._tokenizer)
         end_token = self._tokenizer.eos_token or self._tokenizer.sep_token

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from helm_megatron.child_processes import ends_with_this
 from helm_megatron.evaluation.errors import EvaluationError
 from helm_megatron.evaluation.presets import TASKS, is_offline
 
@@ -109,6 +110,7 @@ def run(model: Path, options: Options, log: Path, unigram: Path | None = None) -
                 stderr=subprocess.STDOUT,
                 text=True,
                 errors="replace",
+                preexec_fn=ends_with_this(),
             ) as process,
         ):
             assert process.stdout is not None

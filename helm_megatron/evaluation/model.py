@@ -29,6 +29,7 @@ def hf_folder(
     Raises:
         EvaluationError: there is no model, or none with a tokenizer of its own, or one that needs
             code which is not trusted.
+        ConversionError, TensorFileError: its weights are damaged, or no numbers.
         ExportError: it cannot be converted.
     """
     if (load / "config.json").is_file():
@@ -36,6 +37,8 @@ def hf_folder(
             raise EvaluationError(f"{flags[0]} is for Megatron checkpoints; {load} is none")
         check_code(load) if trust_remote_code else check_trust(load)
         check_tokenizer(load)
+        if trust_remote_code or read_json(load / "config.json").get("model_type") != "helm":
+            check_numbers(load)  # the project's own model does it when it is loaded
         yield load
         return
     if not load.exists():
@@ -69,6 +72,18 @@ def check_trust(folder: Path) -> None:
         "project's own model is used",
         file=sys.stderr,
     )
+
+
+def check_numbers(folder: Path) -> None:
+    """Refuse safetensors files, where there are some, that are damaged or have NaN or Inf.
+
+    Raises:
+        ConversionError, TensorFileError: naming the tensor, or the file.
+    """
+    from helm_megatron.conversion import hf_folder, tensor_files  # they import torch, seconds
+
+    if any((folder / name).is_file() for name in (tensor_files.INDEX, tensor_files.SINGLE)):
+        hf_folder.check_finite(tensor_files.TensorFiles(folder), str(folder))
 
 
 def check_code(folder: Path) -> None:
@@ -105,7 +120,7 @@ def check_tokenizer(folder: Path) -> None:
         ids = range(len(vocabulary)) if isinstance(vocabulary, list) else vocabulary.values()
         added = [token["id"] for token in tokenizer.get("added_tokens", [])]
         tokens = 1 + max([*ids, *added])
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise EvaluationError(f"{folder / 'tokenizer.json'}: not a tokenizer") from error
     if rows is not None and tokens > rows:
         raise EvaluationError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from helm_megatron.child_processes import ends_with_this
 from helm_megatron.conversion.text import tokenizer_type_of
 from helm_megatron.evaluation.errors import EvaluationError
 from helm_megatron.evaluation.model import read_json
@@ -74,6 +76,10 @@ def validate(
     if (found := _LOSS.search(text)) is None:
         raise EvaluationError(f"--split {what.split} leaves no sample to validate on; see {log}")
     scores = {"loss": float(found[1]), "perplexity": float(found[2])}
+    if not math.isfinite(scores["loss"]):
+        raise EvaluationError(
+            f"{load}: the loss is {found[1]}: its weights have NaN or Inf; take an older checkpoint"
+        )
     if bits := _BITS.search(text):
         scores["bits per byte"] = float(bits[1])
     return scores
@@ -101,6 +107,7 @@ def _run(words: list[str], said: IO[str]) -> None:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
+        preexec_fn=ends_with_this(),
     )
     print(done.stdout, file=said, flush=True)
     if done.returncode:

@@ -13,8 +13,11 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 _DIST = "megatron.core.dist_checkpointing"
 _WRITER = f"{_DIST}.strategies.filesystem_async.FileSystemWriterAsync"
@@ -27,35 +30,85 @@ UPSTREAM = {
 
 MANIFEST = "integrity.json"
 INDEX = ".metadata"
-_CHUNK = 1 << 22
+# From here on a thread's work is longer than its start; hashlib then works beside other threads.
+_LARGE = 1 << 18
 # On the result of one item of a file: the hash of the whole file.
 _ATTRIBUTE = "sha256_of_file"
 
 
 class HashedFile(io.BufferedWriter):
-    """A file to write from its beginning to its end, which tells the hash of what was written."""
+    """A file to write from its beginning to its end, which tells the hash of what was written.
+
+    What is large is hashed in a thread while it is written, and longer if it is of a tensor that is
+    kept; else torch may free its memory when `write` returns.
+    """
 
     def __init__(self, path: Any, mode: str = "wb") -> None:
         assert mode == "wb", "hashed files are written in one go"
         super().__init__(io.FileIO(path, "w"))
         self._hash = hashlib.sha256()
+        self._thread = ThreadPoolExecutor(1, "hash")  # begins with its first work
+        self._hashing: Future[None] | None = None
+        self._small = bytearray()  # not hashed yet
+        self._kept: Any = None
         self.results: list[Any] = []
+
+    def keep(self, tensor: Any) -> None:
+        """Hold the tensor that is written now until it is hashed, for which nothing waits then.
+
+        For writers that have all of their tensors in memory.
+        """
+        self._kept = tensor
 
     def write(self, data: Any) -> int:
         """Write bytes, or what is like them."""
-        self._hash.update(data)
-        return super().write(data)
+        if memoryview(data).nbytes < _LARGE:
+            self._small += data
+            return super().write(data)
+        kept = self._kept if _is_of(self._kept, data) else None
+        small, self._small = self._small, bytearray()
+        self._hashing = self._thread.submit(self._update, small, data, kept)
+        try:
+            return super().write(data)
+        finally:
+            if kept is None:
+                self._wait()
+
+    def _update(self, small: bytearray, large: Any, kept: Any) -> None:
+        """Hash two parts, the second of which is memory of the tensor that is kept."""
+        self._hash.update(small)
+        self._hash.update(large)
+
+    def _wait(self) -> None:
+        if self._hashing is not None:
+            self._hashing.result()
+            self._hashing = None
 
     def digest(self) -> str:
         """Of what was written so far."""
+        self._wait()
+        self._hash.update(self._small)
+        self._small = bytearray()
         return self._hash.hexdigest()
 
     def close(self) -> None:
         """Close the file, and leave its hash with the first result of an item of it."""
-        super().close()
+        try:
+            super().close()
+        finally:
+            self._thread.shutdown()
         for result in self.results[:1]:
             setattr(result.storage_data, _ATTRIBUTE, self.digest())
-        self.results = []
+        self.results, self._kept = [], None
+
+
+def _is_of(tensor: Any, data: Any) -> bool:
+    """Whether bytes are memory of a tensor."""
+    if tensor is None:
+        return False
+    storage = tensor.untyped_storage()
+    offset = np.frombuffer(data, np.uint8).ctypes.data - storage.data_ptr()
+    return 0 <= offset <= storage.nbytes() - memoryview(data).nbytes
 
 
 def write_manifest(folder: Path, hashes: dict[str, str]) -> None:
@@ -163,6 +216,7 @@ def verify_integrity_manifest(checkpoint_dir: str) -> None:
 
 def apply() -> None:
     """Hash in the writers, and check on all ranks."""
+    import torch
     from megatron.core.dist_checkpointing import serialization
     from megatron.core.dist_checkpointing.strategies import filesystem_async
 
@@ -170,10 +224,12 @@ def apply() -> None:
 
     @functools.wraps(write_item)  # the signature is looked at
     def _write_item(*args: Any, **kwargs: Any) -> Any:
+        file = next((each for each in args if isinstance(each, HashedFile)), None)
+        if file is not None:
+            file.keep(next((each for each in args if isinstance(each, torch.Tensor)), None))
         result = write_item(*args, **kwargs)
-        for argument in args:
-            if isinstance(argument, HashedFile):
-                argument.results.append(result)
+        if file is not None:
+            file.results.append(result)
         return result
 
     filesystem_async.open = HashedFile

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
@@ -111,20 +112,34 @@ def read(path: Path, size: str | None) -> Study:
     """
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StudyError(f"{path}: {error}") from error
+    except OSError as error:
+        raise StudyError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise StudyError(f"{path} is no TOML: {error}") from error
     _check_keys(path, data)
     sizes = data["sizes"]
     size = size or next(iter(sizes))
     if size not in sizes:
         raise StudyError(f"{path} has no size {size}: it has {', '.join(sizes)}")
+    _check_name(path, "size", size)
     parts = _table(path, f"sizes.{size}", sizes[size])
     processes = _positive(path, f"sizes.{size}.processes", parts.pop("processes", 1))
     variants = tuple(_variant(path, data, name, parts) for name in data["variants"])
     names = [variant.name for variant in variants]
     for variant in variants:
         if variant.baseline not in names:
-            raise StudyError(f"{path}: {variant.name} is compared with {variant.baseline}: no such")
+            raise StudyError(
+                f"{path}: {variant.name} is compared with {variant.baseline!r}: no such"
+            )
+    seeds, selecting = (_numbers(path, data, key, int) for key in ("seeds", "selection_seeds"))
+    if set(seeds) & set(selecting):
+        raise StudyError(
+            f"{path}: a seed selects learning rates and is reported too: the choice would favour "
+            "what it had luck with; selection_seeds must be others"
+        )
+    ratio = data.get("min_lr_ratio", 0.1)
+    if not 0 <= ratio <= 1:
+        raise StudyError(f"{path}: min_lr_ratio is {ratio!r}, not a part of the rate: from 0 to 1")
     flags = _flags(path, "flags", data["flags"], parts)
     return Study(
         name=path.stem,
@@ -132,10 +147,10 @@ def read(path: Path, size: str | None) -> Study:
         flags=flags,
         processes=processes,
         variants=variants,
-        seeds=_numbers(path, data, "seeds", int),
-        selection_seeds=_numbers(path, data, "selection_seeds", int),
+        seeds=seeds,
+        selection_seeds=selecting,
         learning_rates=_numbers(path, data, "learning_rates", (int, float)),
-        min_lr_ratio=float(data.get("min_lr_ratio", 0.1)),
+        min_lr_ratio=float(ratio),
         tasks=_tasks(path, data.get("tasks", []), flags),
     )
 
@@ -153,25 +168,27 @@ def _check_keys(path: Path, data: dict[str, Any]) -> None:
         raise StudyError(f"{path} lacks {missing[0]}")
     for key, value in data.items():
         if key not in _KEYS:
-            raise StudyError(f"{path} has {key}, which is no setting: {', '.join(_KEYS)}")
+            raise StudyError(f"{path} has {key!r}, which is no setting: {', '.join(_KEYS)}")
         if not isinstance(value, _KEYS[key]) or isinstance(value, bool):
             raise StudyError(f"{path}: {key} is {value!r}, which is not of its kind")
     for key in ("sizes", "variants"):
         if not data[key]:
             raise StudyError(f"{path}: {key} is empty")
-    if set(data["seeds"]) & set(data["selection_seeds"]):
+
+
+def _check_name(path: Path, what: str, name: str) -> None:
+    """Refuse a name that cannot be that of a folder of its own."""
+    if not re.fullmatch(r"(?=.*\w)[\w.-]+", name):
         raise StudyError(
-            f"{path}: a seed selects learning rates and is reported too: the choice would favour "
-            "what it had luck with; selection_seeds must be others"
+            f"{path}: {what} {name!r}: letters, digits, '.', '-' and '_' only, and not dots alone"
         )
 
 
 def _variant(path: Path, data: dict[str, Any], name: str, parts: dict[str, Any]) -> Variant:
-    if not re.fullmatch(r"[\w.-]+", name):
-        raise StudyError(f"{path}: variant {name!r}: letters, digits, '.', '-' and '_' only")
+    _check_name(path, "variant", name)
     table = _table(path, f"variants.{name}", data["variants"][name])
     if unknown := table.keys() - {"flags", "baseline"}:
-        raise StudyError(f"{path}: variants.{name} has {unknown.pop()}: only flags and baseline")
+        raise StudyError(f"{path}: variants.{name} has {unknown.pop()!r}: only flags and baseline")
     flags = _flags(path, f"variants.{name}.flags", table.get("flags", ""), parts)
     return Variant(name, flags, table.get("baseline", data["baseline"]))
 
@@ -197,10 +214,15 @@ def _flags(path: Path, name: str, value: Any, parts: dict[str, Any]) -> tuple[st
         raise StudyError(f"{path}: {name} has {match[0]}: {missing}")
 
     once = re.sub(r"\{(\w+)\}|\$(\w+)", replaced, value)
-    words = shlex.split(re.sub(r"\{(\w+)\}|\$(\w+)", replaced, once), comments=True)
+    try:
+        words = shlex.split(re.sub(r"\{(\w+)\}|\$(\w+)", replaced, once), comments=True)
+    except ValueError as error:  # a quotation without an end
+        raise StudyError(f"{path}: {name} is no command line: {error}") from error
     for word in words:
+        if "\0" in word:
+            raise StudyError(f"{path}: {name} has a word with a NUL character")
         if word.partition("=")[0] in _OWN_FLAGS:
-            raise StudyError(f"{path}: {name} has {word}, which the study passes itself")
+            raise StudyError(f"{path}: {name} has {word!r}, which the study passes itself")
     return tuple(words)
 
 
@@ -210,8 +232,10 @@ def _numbers(path: Path, data: dict[str, Any], key: str, kind: Any) -> tuple:
         raise StudyError(f"{path}: {key} is {values!r}, not a list of numbers")
     if len(set(values)) < len(values):
         raise StudyError(f"{path}: {key} names a number twice: {values!r}")
-    if key == "learning_rates" and min(values) <= 0:
-        raise StudyError(f"{path}: {key} must be positive: {values!r}")
+    if key == "learning_rates" and not all(0 < value < math.inf for value in values):
+        raise StudyError(f"{path}: {key} must be positive and finite: {values!r}")
+    if kind is int and not all(0 <= value < 2**31 for value in values):
+        raise StudyError(f"{path}: {key} must be from 0 to below 2^31: {values!r}")
     return tuple(values)
 
 

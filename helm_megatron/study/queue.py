@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
-import functools
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -15,13 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from helm_megatron.child_processes import ends_with_this
 from helm_megatron.study import records
 from helm_megatron.study.config import Run, Study
 from helm_megatron.study.errors import StudyError
 
 PROGRAM = ("-m", "helm_megatron.cli", "pretrain")
 EVALUATION = ("-m", "helm_megatron.cli", "evaluate")
-_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
 @dataclass(frozen=True)
@@ -165,16 +161,8 @@ def _start(job: Job, held: int) -> subprocess.Popen:
             stdout=log,
             stderr=subprocess.STDOUT,
             pass_fds=[held],
-            preexec_fn=functools.partial(_die_with, os.getpid()),
+            preexec_fn=ends_with_this(),  # runs must not go on unseen
         )
-
-
-def _die_with(parent: int) -> None:
-    """Where the study is killed, its runs must not go on unseen (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGTERM)
-        if os.getppid() != parent:  # it was killed just now
-            os._exit(1)
 
 
 def _log(job: Job) -> Path:

@@ -161,6 +161,21 @@ def test_tensors_that_are_not_the_models_are_refused(change, part, folder, tmp_p
         OwnModel(str(folder), device="cpu")
 
 
+@pytest.mark.parametrize("trusted", [False, True])
+def test_weights_that_are_no_numbers_in_models_of_others(trusted, folder, tmp_path):
+    """Which lm-eval loads, or code of the folder."""
+    edit(folder, model_type="other", auto_map=None)
+    (folder / "tokenizer_config.json").write_text("{}")
+    with hf_folder(folder, tmp_path, trust_remote_code=trusted):
+        pass
+    change_tensors(folder, lambda t: t[NAME].view(-1)[3:4].fill_(torch.inf))
+    with (
+        pytest.raises(HelmError, match=f"{NAME} has values that are not finite"),
+        hf_folder(folder, tmp_path, trust_remote_code=trusted),
+    ):
+        pytest.fail("not refused")
+
+
 def test_what_the_evaluating_process_refuses_is_said(folder, tmp_path):
     change_tensors(folder, lambda tensors: tensors.pop(NAME))
     options = harness.Options(["wordnet_hypernymy"], limit=1, device="cpu")

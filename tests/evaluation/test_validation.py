@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from helm_megatron.evaluation import validation
+from helm_megatron.evaluation.errors import EvaluationError
 from tests.evaluation.test_evaluate import CORPUS, evaluate, refused, tool
 from tests.pretrain.forked import Starter
 from tests.pretrain.runs import DENSE
@@ -93,3 +95,14 @@ def test_data_that_is_not_there(tmp_path):
         patch.setattr(validation, "PROGRAM", [str(program)])
         with pytest.raises(EvaluationError, match="^--data-path none: no file$"):
             validation.validate(tmp_path, what, tmp_path / "log", None, None)
+
+
+def test_a_loss_that_is_no_number_is_no_score(tmp_path, monkeypatch):
+    def says_nan(words, said):
+        line = "loss at iteration 0 on validation set | lm loss value: NAN | lm loss PPL: NAN"
+        print(line, file=said)
+
+    monkeypatch.setattr(validation, "_run", says_nan)
+    with pytest.raises(EvaluationError, match="the loss is NAN: its weights have NaN or Inf"):
+        what = validation.Validation(["data"], SPLIT, 1, 1)
+        validation.validate(tmp_path, what, tmp_path / "log", None, None)

@@ -8,15 +8,18 @@ import pickle
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
-from helm_megatron.checkpoint import files
+from helm_megatron.checkpoint import compatibility, files
 from helm_megatron.megatron_patches import checkpoint_index
+from helm_megatron.megatron_patches.checkpoint_hashes import HashedFile, hash_of
 
 
-def save(folder, **state):
+def save(folder, planner=None, **state):
     folder.mkdir(parents=True)
-    dcp.save(state or {"weight": torch.ones(100)}, checkpoint_id=folder, no_dist=True)
+    state = state or {"weight": torch.ones(100)}
+    dcp.save(state, checkpoint_id=folder, planner=planner, no_dist=True)
     (folder / "metadata.json").write_text(json.dumps({"sharded_backend": "torch_dist"}))
     return folder
 
@@ -109,3 +112,31 @@ def test_values_run_no_code(tmp_path, monkeypatch):
     with pytest.raises(BaseException, match="posix.mkdir"):
         dcp.load({"value": None}, checkpoint_id=folder, no_dist=True)
     assert not (tmp_path / "ran").exists()
+
+
+def test_hashes_of_files_in_every_way_of_writing(tmp_path):
+    """Small parts and large ones; of memory that lives on, and of some that is used again."""
+    kept, data = torch.randn(1 << 18), bytearray(1 << 20)
+    with HashedFile(tmp_path / "file") as file:
+        file.keep(kept)
+        for number in range(20):
+            torch.save(kept, file)
+            data[:] = bytes([number]) * len(data)
+            file.write(data)
+            file.write(bytes([number]))
+    assert file.digest() == hash_of(tmp_path / "file")
+
+
+@pytest.mark.parametrize("where", ["common.pt", "__0_0.distcp"])
+def test_a_flipped_bit_of_the_arguments_is_found(tmp_path, where):
+    """Always, without hashes too: they would be those of another run."""
+    alone = where == "common.pt"
+    state = {} if alone else {files.COMMON_STATE: [{"seed": "0123456789"}]}
+    folder = save(tmp_path / "iter_0000001", DefaultSavePlanner(flatten_state_dict=False), **state)
+    if alone:
+        torch.save({"seed": "0123456789"}, folder / where)
+    assert compatibility.common_state(folder)["seed"] == "0123456789"
+    content = (folder / where).read_bytes().replace(b"0123456789", b"0123456788")
+    (folder / where).write_bytes(content)
+    with pytest.raises(files.CheckpointError, match=f"{where}.* is damaged"):
+        compatibility.common_state(folder)

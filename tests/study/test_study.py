@@ -208,18 +208,18 @@ def test_sizes_and_processes(file):
     ("old", "new", "said"),
     [
         ("baseline", "base", "lacks baseline"),
-        ("seeds = [1", "colour = 3\nseeds = [1", "has colour, which is no setting"),
+        ("seeds = [1", "colour = 3\nseeds = [1", "has 'colour', which is no setting"),
         ("[11, 12]", "[1, 12]", "selection_seeds must be others"),
-        ('"--ffn-hidden-size 24"', '"--lr 3"', "has --lr, which the study passes itself"),
-        ('baseline = "narrow"', 'baseline = "thin"', "compared with thin: no such"),
+        ('"--ffn-hidden-size 24"', '"--lr 3"', "has '--lr', which the study passes itself"),
+        ('baseline = "narrow"', 'baseline = "thin"', "compared with 'thin': no such"),
         ("{size}", "{sise}", "has {sise}: the size has no text sise"),
         ("{size}", "$NO_SUCH_VARIABLE", "export NO_SUCH_VARIABLE=... first"),
         ("[1e-3, 3e-3, 1e-2]", "[1e-3, 1e-3]", "names a number twice"),
         ("processes = 2", "processes = 0", "processes is 0"),
         ("baseline =", "tasks = ['a']\nbaseline =", "tasks need the trained model: add --save-int"),
         ("baseline =", "tasks = [3]\nbaseline =", "tasks is [3], not a list of lm-eval's tasks"),
-        ("[variants.wide]", "[variants.wide]\nseed = 3", "variants.wide has seed"),
-        ("baseline =", "baseline", "widths.toml: "),
+        ("[variants.wide]", "[variants.wide]\nseed = 3", "variants.wide has 'seed'"),
+        ("baseline =", "baseline", "widths.toml is no TOML: "),
     ],
 )
 def test_what_a_file_gets_wrong(file, old, new, said):

@@ -9,6 +9,7 @@ why).
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -58,6 +59,9 @@ _MICE_ARGUMENTS = [*_COUNTS, *_NUMBERS, "n_dense_layers", "score_func"]
 _OPTIONAL = "rope_theta max_seq_len vocab_size project_emb train_curv curvatures".split()
 _OPTIONAL += ["q_lora_rank", "use_hope"]
 
+# Of widths, counts and lengths: what is larger is a damaged file.
+_MOST = 2**31
+_MOST_OF = {"n_layers": 10_000, "n_dense_layers": 10_000, "n_routed_experts": 2**16}
 _TRAINING = "of the training run"
 _YARN = "of YaRN, which runs in no released model"
 NOT_THE_MODEL = {
@@ -133,7 +137,7 @@ def arch(text: Any) -> tuple[int, int, int]:
     if match is None:
         raise ValueError(f"arch {text!r} is not of the form L6_W390_A6 or L6W390A6")
     layers, width, heads = (int(number) for number in match.groups())
-    if not (layers and heads and width // heads > 1):
+    if not (0 < layers <= _MOST_OF["n_layers"] and heads and 1 < width // heads <= width <= _MOST):
         raise ValueError(f"arch {text!r}: no model has such a size")
     _check_rotary(width // heads - 1, f"arch {text!r}: heads of {width // heads}")
     return layers, width, heads
@@ -157,11 +161,13 @@ def _wrong(name: str, value: Any) -> str | None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if name in (*_COUNTS, "n_dense_layers", "max_seq_len", "original_seq_len", "vocab_size"):
         least = 0 if name == "n_dense_layers" else 1
-        return None if number and value == int(value) >= least else f"a number from {least} on"
+        whole = number and math.isfinite(value) and value == int(value)
+        most = _MOST_OF.get(name, _MOST)
+        return None if whole and least <= value <= most else f"a number from {least} to {most:,}"
     if name in ("route_scale", "rope_theta"):
-        return None if number and value > 0 else "a positive number"
+        return None if number and 0 < value < math.inf else "a positive number"
     if name in _NUMBERS:
-        return None if number and value >= 0 else "a number"
+        return None if number and 0 <= value < math.inf else "a number"
     if name in ("project_emb", "train_curv", "use_hope"):
         # As words both are true there.
         return None if isinstance(value, bool) else "true or false"
@@ -169,7 +175,8 @@ def _wrong(name: str, value: Any) -> str | None:
         return None if value in ("softmax", "sigmoid") else "softmax or sigmoid"
     if name == "curvatures":
         three = isinstance(value, list) and len(value) == 3
-        return None if three else "a list of three: of the embeddings, hidden states and logits"
+        three = three and all(type(each) in (int, float) for each in value)
+        return None if three else "three numbers: of the embeddings, hidden states and logits"
     return None
 
 
