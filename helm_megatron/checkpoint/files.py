@@ -98,10 +98,12 @@ def read_tracker(folder: Path) -> str | None:
 def check_whole(folder: Path) -> None:
     """Refuse a checkpoint that is half-written, truncated or not readable, before it is loaded.
 
+    Of Megatron's legacy format all files are read, for their checksums.
+
     Raises:
         CheckpointError: naming the file, and the other iterations that are whole.
     """
-    if reason := damage(folder):
+    if reason := damage(folder) or _damaged_legacy(folder):
         raise CheckpointError(f"{reason} ({whole_iterations(folder.parent, without=folder)})")
 
 
@@ -201,6 +203,16 @@ def damage(folder: Path) -> str | None:
     except Exception as error:  # Megatron takes what is there as it comes
         return f"{folder / 'metadata.json'} cannot be read: {error}"
     return _not_as_written(folder, checkpoint_hashes.INDEX) or _damaged_shard(folder)
+
+
+def _damaged_legacy(folder: Path) -> str | None:
+    """The first file of the legacy format (`mp_rank_*`) that is not what was written."""
+    for file in sorted(folder.glob("mp_rank_*/*.pt")):
+        try:
+            check_sums(file, str(file))
+        except CheckpointError as error:
+            return str(error)
+    return None
 
 
 def _damaged_shard(folder: Path) -> str | None:

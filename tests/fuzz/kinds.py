@@ -16,7 +16,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 from torch.distributed.checkpoint import DefaultSavePlanner
 
-from helm_megatron.checkpoint import compatibility, files
+from helm_megatron.checkpoint import compatibility, failures, files
 from helm_megatron.conversion import generate, settings, sources
 from helm_megatron.conversion.generation_config import read_generation_config
 from helm_megatron.conversion.hf_folder import load_model, load_tokenizer, read_config
@@ -163,6 +163,22 @@ def hashed_shard(folder):
     return path, lambda: read_all(StoredParameters(folder))
 
 
+def legacy(folder):
+    """A file of Megatron's format with one for each rank, which Megatron loads itself."""
+    path = folder / "mp_rank_00" / "model_optim_rng.pt"
+    path.parent.mkdir()
+    torch.save({"weight": torch.ones(40, 5), "iteration": 7}, path)
+
+    def read():
+        files.check_whole(folder)
+        try:
+            return torch.load(path, weights_only=True)
+        except Exception as error:  # pretrain_helm.py ends in one line too
+            raise files.CheckpointError(failures.reason(error)) from error
+
+    return path, read
+
+
 def common_state(folder):
     """What a checkpoint has besides its tensors, in a file of its own as of an older Megatron."""
     checkpoint(folder)
@@ -282,8 +298,8 @@ def recipe(folder):
 ALL = [
     idx, bin, sidecar, config, generation_config, safetensors, safetensors_index, released,
     release_config, shard, hashed_shard, checkpoint_index, checkpoint_metadata, common_state,
-    common_state_in_shard, hashes, tracker, blend, blends_by_split, tokenizer, sentencepiece, study,
-    recipe,
+    common_state_in_shard, legacy, hashes, tracker, blend, blends_by_split, tokenizer,
+    sentencepiece, study, recipe,
 ]  # fmt: skip
 # Of these a checksum tells every change: what is read is what was written, or nothing is.
-CHECKED = [bin, released, shard, hashed_shard, common_state, common_state_in_shard]
+CHECKED = [bin, released, legacy, shard, hashed_shard, common_state, common_state_in_shard]

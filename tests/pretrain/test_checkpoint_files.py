@@ -127,6 +127,17 @@ def test_hashes_of_files_in_every_way_of_writing(tmp_path):
     assert file.digest() == hash_of(tmp_path / "file")
 
 
+def test_a_flipped_bit_of_a_legacy_checkpoint_is_found(tmp_path):
+    part = tmp_path / "iter_0000001" / "mp_rank_00_001"
+    part.mkdir(parents=True)
+    torch.save({"seed": "0123456789"}, part / "model_optim_rng.pt")
+    files.check_whole(part.parent)
+    content = (part / "model_optim_rng.pt").read_bytes().replace(b"0123456789", b"0123456788")
+    (part / "model_optim_rng.pt").write_bytes(content)
+    with pytest.raises(files.CheckpointError, match="mp_rank_00_001/model_optim_rng.pt is damaged"):
+        files.check_whole(part.parent)
+
+
 @pytest.mark.parametrize("where", ["common.pt", "__0_0.distcp"])
 def test_a_flipped_bit_of_the_arguments_is_found(tmp_path, where):
     """Always, without hashes too: they would be those of another run."""
