@@ -144,7 +144,8 @@ def loaded_state(folder: Path | None) -> dict[str, Any]:
     """
     if folder is None:
         return {}
-    files.check_whole(folder)
+    rank, ranks = (int(os.environ.get(n, d)) for n, d in (("RANK", 0), ("WORLD_SIZE", 1)))
+    files.check_whole(folder, rank, ranks)
     return compatibility.common_state(folder)
 
 

@@ -95,15 +95,16 @@ def read_tracker(folder: Path) -> str | None:
     )
 
 
-def check_whole(folder: Path) -> None:
+def check_whole(folder: Path, rank: int = 0, ranks: int = 1) -> None:
     """Refuse a checkpoint that is half-written, truncated or not readable, before it is loaded.
 
-    Of Megatron's legacy format all files are read, for their checksums.
+    Of Megatron's legacy format all files are read, for their checksums; each of `ranks` that call
+    this reads a share of them.
 
     Raises:
         CheckpointError: naming the file, and the other iterations that are whole.
     """
-    if reason := damage(folder) or _damaged_legacy(folder):
+    if reason := damage(folder) or _damaged_legacy(folder, rank, ranks):
         raise CheckpointError(f"{reason} ({whole_iterations(folder.parent, without=folder)})")
 
 
@@ -205,9 +206,9 @@ def damage(folder: Path) -> str | None:
     return _not_as_written(folder, checkpoint_hashes.INDEX) or _damaged_shard(folder)
 
 
-def _damaged_legacy(folder: Path) -> str | None:
-    """The first file of the legacy format (`mp_rank_*`) that is not what was written."""
-    for file in sorted(folder.glob("mp_rank_*/*.pt")):
+def _damaged_legacy(folder: Path, rank: int, ranks: int) -> str | None:
+    """The first file of the rank's share of `mp_rank_*` that is not what was written."""
+    for file in sorted(folder.glob("mp_rank_*/*.pt"))[rank::ranks]:
         try:
             check_sums(file, str(file))
         except CheckpointError as error:
