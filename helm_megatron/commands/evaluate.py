@@ -19,12 +19,11 @@ scores.png, and lm-eval's own lm_eval.json and lm_eval.log.
 import argparse
 import json
 import sys
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
 from helm_megatron.commands.options import not_negative, positive, seed
-from helm_megatron.data.output import staged
+from helm_megatron.data.output import own_folder, staged
 from helm_megatron.errors import HelmError
 from helm_megatron.evaluation.errors import EvaluationError
 from helm_megatron.evaluation.harness import Options, Outcome, run
@@ -163,8 +162,8 @@ def evaluate(args: argparse.Namespace) -> str:
         print(f"running the model's code that is in {args.load}", file=sys.stderr, flush=True)
     try:
         args.output_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory() as temporary:
-            counts = count_tokens(args, Path(temporary))
+        with own_folder(args.output_dir, ".counts-") as temporary:
+            counts = count_tokens(args, temporary)
             with hf_folder(args.load, args.output_dir, flags, args.trust_remote_code) as folder:
                 unigram = None
                 if counts is not None:  # the first to run: it takes seconds and may be refused

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -46,7 +47,8 @@ def convert_folder(load: Path, save: Path, *, verify: bool = True, divisible_by:
         if verify:
             tokens = to_hf.text_of_folder(load).sample(config)
             actual = megatron_logits(staging, args, tokens, config.vocab_size)
-            to_hf.compare(str(load), to_hf.hf_logits(load, tokens), str(save), actual)
+            exact = partial(to_hf.hf_logits, load, tokens, torch.float64)
+            to_hf.compare(str(load), to_hf.hf_logits(load, tokens), str(save), actual, exact)
 
 
 def convert_source(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from helm_megatron.child_processes import ends_with_this
+from helm_megatron.data.output import own_folder
 from helm_megatron.evaluation.errors import EvaluationError
 from helm_megatron.evaluation.presets import TASKS, is_offline
 
@@ -98,8 +99,7 @@ def run(model: Path, options: Options, log: Path, unigram: Path | None = None) -
     if importlib.util.find_spec("lm_eval") is None:
         raise EvaluationError("lm-eval is not installed: pip install 'helm-megatron[eval]'")
     environment = os.environ | (OFFLINE if is_offline(options.tasks) else {})
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder)
+    with own_folder(Path(tempfile.gettempdir()), ".helm-evaluate-") as output:
         words = [sys.executable, "-m", *command(model, options, output, unigram)]
         with (
             log.open("w", encoding="utf-8") as lines,

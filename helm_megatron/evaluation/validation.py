@@ -15,6 +15,7 @@ from typing import IO, Any
 
 from helm_megatron.child_processes import ends_with_this
 from helm_megatron.conversion.text import tokenizer_type_of
+from helm_megatron.data.output import own_folder
 from helm_megatron.evaluation.errors import EvaluationError
 from helm_megatron.evaluation.model import read_json
 
@@ -93,10 +94,10 @@ def _megatrons(load: Path, said: IO[str]) -> Iterator[Path]:
     if not (load / "config.json").is_file():
         yield load
         return
-    with tempfile.TemporaryDirectory(prefix="helm-validation-") as folder:
+    with own_folder(Path(tempfile.gettempdir()), ".helm-validation-") as folder:
         words = ["-m", "helm_megatron.cli", "convert", "--from", "hf", "--to", "megatron"]
         _run([*words, "--load", str(load), "--save", f"{folder}/megatron"], said)
-        yield Path(folder, "megatron")
+        yield folder / "megatron"
 
 
 def _run(words: list[str], said: IO[str]) -> None:
