@@ -1,8 +1,10 @@
 #!/usr/bin/env python
-"""Write groups of nouns by their depth in WordNet, generic to specific, a group and a word a line.
+"""Write nouns in groups from generic to specific, by their depth in WordNet's hierarchy.
 
-A noun counts with its first sense; its depth is the number of steps up to "entity" by the shortest
-way. Of each group's nouns those are taken that WordNet counts most often in its tagged texts.
+A noun counts by its most frequent sense, if at least half of the tagged uses of its spelling have
+that; its depth is the least number of steps up to "entity". So that no group has the frequent words
+alone, all are of words that the tagged texts use equally often: FEWEST to MOST times. Of those the
+choice is pseudorandom and fixed.
 
 Example:
     python examples/wordnet/make_groups.py --wordnet-dir /usr/share/wordnet \
@@ -10,71 +12,97 @@ Example:
 """
 
 import argparse
+import hashlib
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 from make_tree import tree
-from wordnet import read_synsets
+from wordnet import Synset, read_synsets
 
 from helm_megatron.data.errors import DataError
 from helm_megatron.data.output import staged
 from helm_megatron.errors import HelmError
 
+FEWEST, MOST = 3, 20
+# The greatest depth of each group.
+DEPTHS = {"depth up to 4": 4, "depth 5 and 6": 6, "depth 7 and 8": 8, "depth 9 and 10": 10}
+DEEPER = "depth 11 and more"
+PLAIN = re.compile(r"[a-z]{3,}")
 NOTE = """\
-# Nouns by their depth in WordNet 3.0 below "entity", a group and a word a line.
-# Made by examples/wordnet/make_groups.py; licensed as WordNet: examples/data/WORDNET_LICENSE.
+# Nouns from generic to specific, a group and a word a line: for `helm-megatron analyze`. Groups are
+# of depths in WordNet 3.0 below "entity". Made by examples/wordnet/make_groups.py; licensed as
+# WordNet is, see WORDNET_LICENSE in examples/data and helm_megatron/evaluation/tasks.
 """
-FIRST, LAST, STEP = 3, 12, 2  # depths: 3-4, 5-6, ... 11-12
 
 
-def first_senses(path: Path) -> dict[str, str]:
-    """The synset of each noun's first sense, from WordNet's index.noun.
+def read_lines(path: Path) -> list[list[str]]:
+    """The lines of an index file as fields, without its license.
 
     Raises:
-        DataError: the file cannot be read, or is not WordNet's.
+        DataError: it cannot be read.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-        fields = [line.split() for line in lines if not line.startswith("  ")]
-        return {words[0]: words[4 + int(words[3]) + 2] for words in fields}
-    except (OSError, ValueError, IndexError) as error:
-        raise DataError(f"{path}: not WordNet's index of nouns: {error}") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}; see --wordnet-dir") from error
+    return [line.split() for line in lines if line and not line.startswith("  ")]
 
 
-def counts(path: Path) -> dict[str, int]:
-    """How often each noun's first sense is tagged, from WordNet's cntlist.rev.
-
-    Raises:
-        DataError: the file cannot be read, or is not WordNet's.
-    """
-    try:
-        fields = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
-        # A sense's key is word%kind:...; nouns are of kind 1.
-        keys = [(key.split("%"), sense, count) for key, sense, count in fields]
-        nouns = [(word, int(n)) for (word, kind), s, n in keys if kind[0] == "1" and s == "1"]
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not WordNet's list of counts: {error}") from error
-    return dict(nouns)
+def first_senses(folder: Path) -> dict[str, str]:
+    """The synset of every noun's most frequent sense: the first of index.noun (wndb(5))."""
+    # lemma, part of speech, synsets, pointers p, p symbols, senses, tagged senses, synsets
+    return {fields[0]: fields[6 + int(fields[3])] for fields in read_lines(folder / "index.noun")}
 
 
-def groups(folder: Path, words: int) -> dict[str, list[str]]:
-    """So many nouns of each group of depths."""
-    synsets = read_synsets(folder / "data.noun")
+def main_uses(folder: Path) -> dict[str, int]:
+    """How often texts have a noun in its first sense, of nouns mostly used so (cntlist(5))."""
+    uses: Counter[str] = Counter()
+    first: dict[str, int] = {}
+    for key, sense, count in read_lines(folder / "cntlist.rev"):
+        word, rest = key.split("%")
+        uses[word] += int(count)
+        if rest.startswith("1:") and sense == "1":  # part 1: nouns
+            first[word] = int(count)
+    return {word: count for word, count in first.items() if 2 * count >= uses[word]}
+
+
+def depths_of(synsets: dict[str, Synset]) -> dict[str, int]:
+    """The least number of steps from every synset below "entity" up to it."""
     depths: dict[str, int] = {}
     for offset, parent in tree(synsets, "entity").items():
         depths[offset] = 0 if parent is None else depths[parent] + 1
-    found = counts(folder / "cntlist.rev")
-    nouns = [
-        (-found[noun], noun, depths[offset])
-        for noun, offset in first_senses(folder / "index.noun").items()
-        if re.fullmatch("[a-z]{3,}", noun) and noun in found and offset in depths
-    ]
-    result = {}
-    for low in range(FIRST, LAST, STEP):
-        own = sorted((often, noun) for often, noun, depth in nouns if low <= depth < low + STEP)
-        result[f"depth {low}-{low + STEP - 1}"] = [noun for _, noun in own[:words]]
-    return result
+    return depths
+
+
+def group_of(depth: int) -> str:
+    """The name of the group of a depth."""
+    return next((name for name, most in DEPTHS.items() if depth <= most), DEEPER)
+
+
+def make_groups(folder: Path, words: int) -> dict[str, list[str]]:
+    """Up to so many words of each group.
+
+    Raises:
+        DataError: a file cannot be read, or is not WordNet's.
+    """
+    synsets = read_synsets(folder / "data.noun")
+    depths, senses = depths_of(synsets), first_senses(folder)
+    groups: dict[str, list[str]] = {name: [] for name in [*DEPTHS, DEEPER]}
+    for word, count in main_uses(folder).items():
+        offset = senses.get(word)
+        if offset not in depths or not FEWEST <= count <= MOST:
+            continue
+        # The synset has the word as it is written: names have capitals.
+        if PLAIN.fullmatch(word) and word in synsets[offset].words:
+            groups[group_of(depths[offset])].append(word)
+    return {name: sorted(sorted(found, key=order)[:words]) for name, found in groups.items()}
+
+
+def order(word: str) -> bytes:
+    """A hash to sort by: the same pseudorandom order on every machine."""
+    return hashlib.blake2b(word.encode()).digest()
 
 
 def main() -> None:
@@ -83,18 +111,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--wordnet-dir", type=Path, required=True, help="folder of data.noun")
-    parser.add_argument("--words", type=int, default=24, help="of each group (default: 24)")
     parser.add_argument("--output", type=Path, required=True, help="a .tsv file")
+    parser.add_argument("--words", type=int, default=40, help="of a group (default: 40)")
     parser.add_argument("--overwrite", action="store_true", help="replace existing output")
     args = parser.parse_args()
     try:
-        found = groups(args.wordnet_dir, args.words)
-        lines = [f"{group}\t{word}\n" for group, words in found.items() for word in words]
+        groups = make_groups(args.wordnet_dir, args.words)
+        lines = [f"{name}\t{word}\n" for name, words in groups.items() for word in words]
         with staged([args.output], args.overwrite) as [path]:
             path.write_text(NOTE + "".join(lines), encoding="utf-8")
     except HelmError as error:
         sys.exit(f"error: {error}")
-    print(f"{args.output}: {len(lines):,} words in {len(found)} groups")
+    print(f"{args.output}: {len(lines):,} words in {len(groups)} groups")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ class WordNorms:
     normed: Tensor
 
     def mean(self, norms: Tensor, group: int) -> tuple[float, float]:
-        """The mean of a group's norms, and its standard error; nan for one word."""
+        """The mean of a group's norms, and its standard error."""
         own = norms[self.group == group].double()
         return own.mean().item(), (own.std() / len(own) ** 0.5).item()
 
@@ -40,7 +40,8 @@ def read_groups(path: Path) -> dict[str, list[str]]:
     """Words by group, generic to specific, from lines `group<TAB>word`; lines with # are comments.
 
     Raises:
-        WordsError: the file cannot be read, a line is none of these, or there are no two groups.
+        WordsError: the file cannot be read, a line is none of these, a word comes twice, or there
+            are no two groups of two words or more.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -54,8 +55,12 @@ def read_groups(path: Path) -> dict[str, list[str]]:
         if not tab or not group.strip() or not word.strip():
             raise WordsError(f"--word-groups {path}, line {number}: not a group, a tab and a word")
         groups.setdefault(group.strip(), []).append(word.strip())
-    if len(groups) < 2:
-        raise WordsError(f"--word-groups {path}: needs two groups or more, generic ones first")
+    words = [word for group in groups.values() for word in group]
+    if len(set(words)) < len(words):
+        twice = next(word for word in words if words.count(word) > 1)
+        raise WordsError(f"--word-groups {path}: {twice!r} is there twice")
+    if len(groups) < 2 or min(map(len, groups.values())) < 2:
+        raise WordsError(f"--word-groups {path}: needs two groups or more, of two words or more")
     return groups
 
 

@@ -57,7 +57,7 @@ def parse_args() -> argparse.Namespace:
         "--word-groups",
         type=Path,
         help="file: a group, a tab and a word a line, generic groups first (default: nouns by "
-        "their depth in WordNet, and groups as in the paper)",
+        "their depth in WordNet, and two lists in the manner of papers)",
     )
     parser.add_argument(
         "--text", type=Path, help="what the model reads for times and loads (default: a sample)"

@@ -57,7 +57,7 @@ def test_page_has_everything(tmp_path):
     numbers = json.loads((tmp_path / "out" / "numbers.json").read_text())
     assert all(name in page and value in page for name, value in numbers.items())
     assert "layer 2: median and largest time" in numbers
-    assert {"ricci.png", "ranks.png", "norms_wordnet.png", "norms_paper.png"} <= set(pictures)
+    assert {"ricci.png", "ranks.png", "norms_wordnet.png", "norms_science.png"} <= set(pictures)
 
 
 @pytest.mark.usefixtures("one_process")
@@ -68,7 +68,7 @@ def test_two_models_side_by_side(tmp_path):
     out = tmp_path / "out"
     flags = ["--load", tmp_path / "helm", tmp_path / "twin", "--output-dir", out, "--samples", 20]
     groups = tmp_path / "mine.tsv"
-    groups.write_text("generic\tthing\nspecific\tlion\nspecific\ttiger\n")
+    groups.write_text("generic\tthing\ngeneric\tmatter\nspecific\tlion\nspecific\ttiger\n")
     done = analyze(*flags, "--word-groups", groups)
     assert done.returncode == 0, done.stderr
     numbers = json.loads((out / "numbers.json").read_text())

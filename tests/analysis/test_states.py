@@ -45,10 +45,9 @@ def test_norms_of_words(tmp_path):
 
 def test_groups_of_the_package():
     found = {name: read_groups(path) for name, path in GROUPS.items()}
-    assert len(found["wordnet"]) == 5 and all(
-        len(words) == 24 for words in found["wordnet"].values()
-    )
-    assert found["paper"]["4"][:2] == ["algebra", "geometry"]
+    assert [len(words) for words in found["wordnet"].values()] == [40] * 5
+    assert list(found["hyplora"])[0] == "function words"
+    assert found["science"]["4"][:2] == ["algebra", "geometry"]
 
 
 @pytest.mark.parametrize(
@@ -56,6 +55,8 @@ def test_groups_of_the_package():
     [
         ("a\tx\n", "needs two groups or more"),
         ("# none\n", "needs two groups or more"),
+        ("a\tx\na\ty\nb\tz\n", "of two words or more"),
+        ("a\tx\na\ty\nb\tx\nb\tz\n", "'x' is there twice"),
         ("a\tx\nb\n", "line 2: not a group, a tab and a word"),
         ("a\tx\n\ty\n", "line 2: not a group, a tab and a word"),
     ],
