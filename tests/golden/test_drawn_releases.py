@@ -97,7 +97,7 @@ WRONG_ARGUMENTS = [
     ({"rope_teta": 5000}, "has rope_teta, which is read by nothing; is rope_theta meant"),
     ({"heads_of_gold": 1}, "has heads_of_gold, which is read by nothing"),
     ({"project_emb": "False"}, "has project_emb 'False', which is not true or false"),
-    ({"dim": 17.5}, "has dim 17.5, which is not a number from 1 on"),
+    ({"dim": 17.5}, "has dim 17.5, which is not a number from 1 to"),
     ({"qk_rope_head_dim": 6}, "qk_rope_head_dim 6 rotates 5 dimensions"),
     ({"moe_inter_dim": 99}, "has moe_inter_dim 99 and, which is the same,"),
     ({"q_lora_rank": 8}, "q_lora_rank 8"),
