@@ -9,6 +9,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 
+import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from torch import Tensor
@@ -85,12 +86,16 @@ def experts(axes: Axes, values: Mapping[int, Tensor], label: str) -> None:
 
 
 def word_norms(axes: Axes, found: WordNorms) -> None:
-    """The mean norm of each group's words in the last layer, with its standard error."""
+    """The mean norm of each group's words in the last layer, with its standard error.
+
+    In units of the first group's mean, so that models of different norms share an axis.
+    """
     groups = range(len(found.names))
-    means, errors = zip(*(found.mean(found.layer, group) for group in groups), strict=True)
+    values = torch.tensor([found.mean(found.layer, group) for group in groups])
+    means, errors = (values / values[0, 0]).T.tolist()
     axes.errorbar(groups, means, yerr=errors, marker="o", capsize=3)
     axes.set_xticks(groups, found.names)
-    axes.set(xlabel="words, generic to specific", ylabel="norm of the last layer's state")
+    axes.set(xlabel="words, generic to specific", ylabel="norm in the last layer, first group = 1")
 
 
 def poincare_disk(

@@ -116,9 +116,16 @@ def look(folder: Path, options: Options) -> Portrait:
 
 
 def names_of(loads: Sequence[Path]) -> list[str]:
-    """What the models are called: their folders' names, or paths where these are the same."""
-    names = [load.resolve().name for load in loads]
-    return names if len(set(names)) == len(names) else [str(load) for load in loads]
+    """What the models are called: of one its folder's name, of two what differs in their paths."""
+    if len(loads) == 1:
+        return [loads[0].resolve().name]
+    one, other = ([*load.resolve().parts] for load in loads)
+    for end in (-1, 0):
+        while one and other and one[end] == other[end]:
+            one.pop(end)
+            other.pop(end)
+    names = zip((one, other), loads, strict=True)
+    return [str(Path(*parts)) if parts else str(load) for parts, load in names]
 
 
 def write(

@@ -9,6 +9,7 @@ import torch
 
 from helm_megatron.analysis.activations import observe
 from helm_megatron.analysis.words import WordsError, read_words
+from helm_megatron.commands.analyze_geometry import names_of
 from tests import forked
 from tests.conversion.tool import load_tool, run
 from tests.distributed import cases
@@ -81,6 +82,14 @@ def test_two_models_side_by_side(tmp_path):
     # Two panels where both have something to show, one where only the HELM has.
     sizes = {name: plt.imread(out / f"{name}.png").shape for name in ("radii", "times", "ranks")}
     assert sizes["radii"][1] == sizes["ranks"][1] == 2 * sizes["times"][1]
+
+
+def test_names_of_models():
+    name = names_of
+    assert name([Path("runs/helm")]) == ["helm"]
+    assert name([Path("runs/helm/checkpoints"), Path("runs/twin/checkpoints")]) == ["helm", "twin"]
+    assert name([Path("runs/a/b/c"), Path("runs/b/b/c")]) == ["a", "b"]
+    assert name([Path("runs"), Path("runs/iter_7")]) == ["runs", "iter_7"]
 
 
 @pytest.mark.parametrize("number", [2, 3])
