@@ -46,9 +46,6 @@ def numbers(pattern: re.Pattern, log: str) -> dict[int, list[float]]:
 def table(log: str, steps: int, parts: int) -> list[dict[str, str]]:
     """Rows of the largest values in each part of the run, as logged every tenth step."""
     steps_of, times = numbers(STEP, log), numbers(TIME, log)
-    times |= dict.fromkeys(
-        steps_of.keys() - times.keys(), [0.0]
-    )  # of the first step none is logged
     rows = []
     for part in range(parts):
         last = steps * (part + 1) // parts
@@ -59,7 +56,8 @@ def table(log: str, steps: int, parts: int) -> list[dict[str, str]]:
                 "last loss": f"{steps_of[max(seen)][0]:.4f}",
                 "largest loss": f"{max(steps_of[step][0] for step in seen):.4f}",
                 "largest gradient norm": f"{max(steps_of[step][1] for step in seen):.3f}",
-                "largest time": f"{max(times[step][0] for step in seen):.2f}",
+                # Of the first step none is logged.
+                "largest time": f"{max(times[step][0] for step in seen if step in times):.2f}",
             }
         )
     return rows

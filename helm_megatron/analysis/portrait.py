@@ -14,7 +14,7 @@ from torch import Tensor
 
 from helm_megatron.analysis import figures, ricci, states, tokens
 from helm_megatron.analysis.activations import Activations, observe
-from helm_megatron.analysis.words import Words, points_of, read_words
+from helm_megatron.analysis.words import Words, points_of
 
 Panel = Callable[["Portrait"], figures.Draw | None]
 
@@ -24,30 +24,23 @@ EDGES = 1000
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line chooses.
+    """What is looked at in every model.
 
     Attributes:
         samples: tokens whose distances to each other are looked at.
         seed: of the choice of these.
-        data_path: prefix of a dataset, to count tokens in.
-        words: file of words for the disk.
-        text: file that the model reads.
-        word_groups: file of words by group; None: those of the package.
+        text: what the model reads, up to its number of positions.
+        counts: how often each of the first tokens occurs in a dataset, if one was given.
+        words: for the disk, if there are any.
+        groups: words by group, generic to specific, by the name of their list.
     """
 
     samples: int
     seed: int
-    data_path: str | None
-    words: Path | None
-    text: Path | None
-    word_groups: Path | None
-
-    @property
-    def groups(self) -> dict[str, Path]:
-        """Files of words by group, by name."""
-        if self.word_groups is None:
-            return states.GROUPS
-        return {self.word_groups.stem: self.word_groups}
+    text: str
+    counts: Tensor | None
+    words: Words | None
+    groups: dict[str, dict[str, list[str]]]
 
 
 @dataclass(frozen=True)
@@ -77,18 +70,8 @@ class Portrait:
     seen: Activations
 
 
-def portray(
-    model: Any, tokenizer: Any, text: str, counts: Tensor | None, options: Options
-) -> Portrait:
-    """Look at an exported model (`HelmForCausalLM`).
-
-    Args:
-        text: what it reads, up to its number of positions.
-        counts: how often each of the first tokens occurs.
-
-    Raises:
-        WordsError: a file of words cannot be used.
-    """
+def portray(model: Any, tokenizer: Any, options: Options) -> Portrait:
+    """Look at an exported model (`HelmForCausalLM`), which has all tokens that were counted."""
     lorentz = model.config.geometry == "lorentz"
     c = model.config.embedding_curvature if lorentz else 1.0
     table = model.get_input_embeddings().weight.detach().float()
@@ -98,13 +81,12 @@ def portray(
     apart = tokens.distances(chosen, metric)
     mixed = tokens.distances(tokens.shuffled(chosen, generator), metric)
     graph = ricci.neighbour_graph(apart)
-    words = read_words(options.words) if options.words else None
+    words, counts = options.words, options.counts
     places = None if words is None else tokens.disk(points_of(words, tokenizer, table, c), c)
     radius = tokens.radii(table, c)
     if counts is not None:
         counts = torch.nn.functional.pad(counts, (0, len(radius) - len(counts)))
-    groups = {name: states.read_groups(path) for name, path in options.groups.items()}
-    ids = torch.tensor([tokenizer(text).input_ids[: model.config.max_position_embeddings]])
+    ids = torch.tensor([tokenizer(options.text).input_ids[: model.config.max_position_embeddings]])
     return Portrait(
         c=c,
         radius=radius,
@@ -114,7 +96,9 @@ def portray(
         ricci=ricci.edge_curvatures(graph, EDGES, generator),
         words=words,
         places=places,
-        norms={n: states.word_norms(model, tokenizer, found) for n, found in groups.items()},
+        norms={
+            n: states.word_norms(model, tokenizer, found) for n, found in options.groups.items()
+        },
         seen=observe(model, ids),
     )
 

@@ -72,47 +72,44 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def analyze(
-    folders: dict[str, Path], out: Path, args: argparse.Namespace
-) -> tuple[dict[str, dict[str, str]], dict[str, Path]]:
-    """Numbers by model, and pictures in the folder `out`, of models in Hugging Face folders."""
-    from helm_megatron.analysis import portrait
+def options_of(args: argparse.Namespace) -> Options:
+    """What the command line chooses, with the files that it names read.
 
-    options = portrait.Options(
+    Raises:
+        DataError, WordsError: one cannot be used.
+    """
+    import torch
+
+    from helm_megatron.analysis import portrait, states, words
+    from helm_megatron.conversion.text import SAMPLE
+    from helm_megatron.data.entropy import token_counts
+
+    lists = states.GROUPS if args.word_groups is None else {args.word_groups.stem: args.word_groups}
+    return portrait.Options(
         samples=args.samples,
         seed=args.seed,
-        data_path=args.data_path,
-        words=args.words,
-        text=args.text,
-        word_groups=args.word_groups,
+        text=args.text.read_text(encoding="utf-8") if args.text else SAMPLE,
+        counts=torch.from_numpy(token_counts(args.data_path)) if args.data_path else None,
+        words=words.read_words(args.words) if args.words else None,
+        groups={name: states.read_groups(path) for name, path in lists.items()},
     )
-    models = {}
-    for name, folder in folders.items():
-        print(f"looking at {name}", file=sys.stderr, flush=True)
-        models[name] = look(folder, options)
-    numbers = {name: portrait.numbers(model) for name, model in models.items()}
-    return numbers, portrait.draw(models, out, options)
 
 
-def look(folder: Path, options: Options) -> Portrait:
-    """What there is to see of the model in a Hugging Face folder."""
+def look(folder: Path, options: Options, data_path: str | None) -> Portrait:
+    """What there is to see of the model in a Hugging Face folder.
+
+    Raises:
+        DataError: the dataset whose tokens were counted is not for this model.
+    """
     import torch
 
     from helm_megatron.analysis import portrait
     from helm_megatron.conversion.hf_folder import load_model, load_tokenizer
-    from helm_megatron.conversion.text import SAMPLE
-    from helm_megatron.data.entropy import token_counts
 
     model = load_model(folder, torch.float32)
-    counts = None
-    if options.data_path:
-        counts = torch.from_numpy(token_counts(options.data_path))
-        if len(counts) > model.config.vocab_size:
-            raise DataError(
-                f"{options.data_path} has tokens that the model does not: another tokenizer"
-            )
-    text = options.text.read_text(encoding="utf-8") if options.text else SAMPLE
-    return portrait.portray(model, load_tokenizer(folder), text, counts, options)
+    if options.counts is not None and len(options.counts) > model.config.vocab_size:
+        raise DataError(f"{data_path} has tokens that the model does not: another tokenizer")
+    return portrait.portray(model, load_tokenizer(folder), options)
 
 
 def names_of(loads: Sequence[Path]) -> list[str]:
@@ -150,15 +147,22 @@ def run(args: argparse.Namespace) -> dict[str, dict[str, str]]:
     """Write everything into --output-dir, and return the numbers."""
     if len(args.load) > 2 or len({load.resolve() for load in args.load}) < len(args.load):
         raise HelmError("--load takes one model, or two different ones")
+    from helm_megatron.analysis import portrait
+
     with full_disk(args.output_dir), contextlib.ExitStack() as stack:
+        options = options_of(args)  # before a model is converted, or loaded
         args.output_dir.mkdir(parents=True, exist_ok=True)
         folders = {
             name: stack.enter_context(hf_folder(load, args.output_dir))
             for name, load in zip(names_of(args.load), args.load, strict=True)
         }
         staging = stack.enter_context(own_folder(args.output_dir, ".staged-"))
-        numbers, pictures = analyze(folders, staging, args)
-        write(numbers, pictures, staging, args)
+        models = {}
+        for name, folder in folders.items():
+            print(f"looking at {name}", file=sys.stderr, flush=True)
+            models[name] = look(folder, options, args.data_path)
+        numbers = {name: portrait.numbers(model) for name, model in models.items()}
+        write(numbers, portrait.draw(models, staging, options), staging, args)
     return numbers
 
 

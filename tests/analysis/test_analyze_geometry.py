@@ -125,3 +125,11 @@ def test_words(tmp_path):
     file.write_text("a\tb\nc\nd\n")
     with pytest.raises(WordsError, match="'b' is a parent"):
         read_words(file)
+
+
+def test_files_are_read_before_models(tmp_path):
+    """Which may take minutes to be converted."""
+    flags = ["--load", tmp_path / "nothing", "--output-dir", tmp_path / "out"]
+    said = run(load_tool("analyze_geometry.py"), *flags, "--word-groups", tmp_path / "missing.tsv")
+    assert said.startswith(f"error: --word-groups {tmp_path}/missing.tsv: ")
+    assert not (tmp_path / "out").exists()
