@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
+import shutil
 import subprocess
 import sys
 import time
@@ -151,7 +153,7 @@ def _start(job: Job, held: int) -> subprocess.Popen:
     command = job.next_command
     assert command is not None
     if command is job.command:
-        job.scores_file.unlink(missing_ok=True)  # of another model
+        _clear(job)
     # Of a training that cannot go on, only the last start counts.
     mode = "a" if "--save" in command else "w"
     with _log(job).open(mode) as log:
@@ -163,6 +165,18 @@ def _start(job: Job, held: int) -> subprocess.Popen:
             pass_fds=[held],
             preexec_fn=ends_with_this(),  # runs must not go on unseen
         )
+
+
+def _clear(job: Job) -> None:
+    """Remove what is in the job's folder of another model: scores, and where the command that made
+    them was another, checkpoints and log, which the training would go on from.
+    """
+    job.scores_file.unlink(missing_ok=True)
+    begun, command = job.folder / "command.json", json.dumps(job.command)
+    if not begun.is_file() or begun.read_text(errors="replace") != command:
+        shutil.rmtree(job.checkpoints, ignore_errors=True)
+        (job.folder / "log").unlink(missing_ok=True)
+        begun.write_text(command)
 
 
 def _log(job: Job) -> Path:

@@ -255,12 +255,17 @@ def test_questions(file):
     assert (
         "| wide | animals | 2 | 0.2550 |" in done.stdout and "| narrow | +0.0800 |" in done.stdout
     )
-    # Of another training the answers are others.
+    # Of another training the answers are others, and it does not go on from the old checkpoints.
+    runs = [file.parent / f"out/small/{name}/lr-0.001/seed-1" for name in ("narrow", "wide")]
+    for run in runs:
+        (run / "checkpoints").mkdir()
     file.write_text(file.read_text().replace("--ffn-hidden-size 24", "--ffn-hidden-size 32"))
     before = started(file)
     assert study(file).returncode == 0
     assert sorted(started(file)[len(before) :])[-2:] == [(32, 1, 1e-3), (32, 2, 1e-3)]
     assert len(started(file)) == len(before) + 4
+    assert [(run / "checkpoints").exists() for run in runs] == [True, False]
+    assert (runs[1] / "log").read_text().count("on validation set") == 2  # loss and bits, once
 
 
 def test_log_without_an_evaluation():
